@@ -43,12 +43,15 @@ def main() -> None:
         if not args.record.exists():
             _refuse(f"{args.record}: no such record; make one with --write on an idle machine")
         recorded = record.read(args.record)
-    if recorded is not None and not args.new and recorded.cpu != record.cpu_name():
+    new = record.read(args.new) if args.new else None
+    here = (new.cpu, new.threads) if new else (record.cpu_name(), args.threads)
+    if recorded is not None and (there := (recorded.cpu, recorded.threads)) != here:
         _refuse(
-            f"{args.record}: measured on {recorded.cpu}, this is {record.cpu_name()}; record this "
-            "machine with --write --record=FILE first, at a commit that is known to be fast"
+            f"{args.record}: measured on {there[0]} with {there[1]} threads, "
+            f"{args.new or 'this'} is {here[0]} with {here[1]}; record this machine with --write "
+            "--record=FILE first, at a commit that is known to be fast"
         )
-    found = record.read(args.new) if args.new else measured(args)
+    found = new or measured(args)
     if args.write:
         found.write(args.record)
     print("\n".join(record.table(found)))

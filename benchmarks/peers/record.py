@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "polaris_jax"
 ANCHOR = "bare products"
+FORMS = ("mode", "batches")  # what tells a system's sides apart that are no points of a grid
 LEAST_SHARE = 0.95  # of a recorded ratio
 S = TypeVar("S", bound="Compared")
 
@@ -60,10 +61,11 @@ class Row:
     candidate: bool = False
 
     @property
-    def compared_by(self) -> tuple[str, str, str, bool]:
+    def compared_by(self) -> tuple[Any, ...]:
         """What a ratio is compared by: another run may find another point of a grid the best."""
         logprobs = bool(self.settings.get("logprobs", True))
-        return self.workload, self.system, self.dtype, logprobs
+        forms = [self.settings.get(name) for name in FORMS]
+        return self.workload, self.system, self.dtype, logprobs, *forms
 
     @property
     def key(self) -> tuple[str, str]:

@@ -164,7 +164,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     from polaris_jax.serve.gauges import Gauges
     from polaris_jax.serve.http import LOOPBACK, Door, Limits
     from polaris_jax.serve.service import Inboxes, Service
-    from polaris_jax.serve.weights import Updates, load_served, newest_step
+    from polaris_jax.serve.weights import Updates, load_like, load_served, newest_step
     from polaris_jax.serve.worker import Worker
     from polaris_jax.system.signals import INTERRUPTED_STATUS
 
@@ -177,7 +177,13 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     name = own["name"] or own["model"]
     mesh = sharding.make_sampler_mesh(jax.local_devices(), tensor=own["tensor"])
     model, tokenizer = load_served(own["model"], dtype=own["dtype"], mesh=mesh)
-    config = model.config
+    config, source = model.config, own["model"]
+    if newest >= 0 and own["model"] != own["follow"]:
+        del model
+        folder, newest = newest_step(own["follow"])  # the one before may be gone by now
+        source = str(folder)
+        model = load_like(source, config, dtype=own["dtype"], mesh=mesh)
+        progress.line(f"weights 0: {source}")
     sizes = sampler_sizes(own, positions=positions_of(config), shards=sharding.slot_shards(mesh))
     sampler = Sampler(model, sizes, mesh=mesh)
     del model  # the sampler has a copy
@@ -198,13 +204,13 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
         updates=Updates(
             worker,
             config,
-            source=own["model"],
+            source=source,
             dtype=own["dtype"],
             gauges=gauges,
             log=progress.line,
             follow=own["follow"],
             every_s=own["follow_s"],
-            following=newest if own["model"] == own["follow"] else -1,
+            following=newest,
             mesh=mesh,
         ),
         allow_update=own["allow_update"],

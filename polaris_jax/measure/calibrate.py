@@ -22,6 +22,7 @@ from polaris_jax.measure.inputs import (
 )
 from polaris_jax.measure.policy import open_policy, with_decided_dtype
 from polaris_jax.measure.responses import KeptResponses, say_failed
+from polaris_jax.measure.weights import Weights
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Problem
 from polaris_jax.report.figures import difficulty_figure
@@ -81,7 +82,6 @@ def calibrate(
     Source: POLARIS, section 1 (offline difficulty estimation, targeted filtering).
     """
     config = with_recorded_defaults(workdir, config, progress.line)
-    config = with_decided_dtype(config, progress.line)
     sections = ("seed", "model", "data", "warmstart", "rope") + (() if tag else ("calibrate",))
     refuse_other_run(workdir, config, sections=sections)
     check_reward(config.reward)
@@ -91,6 +91,7 @@ def calibrate(
             f"--checkpoint={checkpoint}: the run in workdir={workdir} trains on {CURATED}, which "
             "this would replace; add --tag=NAME, as in --tag=after, for files of their own"
         )
+    config = with_decided_dtype(config, Weights.of(workdir, checkpoint), progress.line)
     ensure_workdir(workdir)
     writes = (PROGRESS, "calibrate_progress.identity.json", *RESULTS)
     primary = processes.is_first()

@@ -29,7 +29,8 @@ from polaris_jax.system.progress import Progress
 
 SLOTS = 32
 PAGE_SIZE = 16
-AHEAD = 4  # times the slots: responses in work, from the oldest unfinished row on
+AHEAD = 4  # times the slots: responses in work
+HELD = 64  # times the slots: with those that wait for an earlier row, since rows are in order
 SEEDS = 2**32
 OURS = ("row", "sample", "text", "tokens", "finish_reason", "seed")
 AS_IS = Template(text="{{ messages[0]['content'] }}")  # adds no token of its own, either
@@ -223,14 +224,17 @@ def _sample(
     stop_ids: Sequence[int],
     progress: Progress,
 ) -> None:
-    """Keeps a window of rows in work, and writes the finished rows at its beginning."""
+    """Keeps a number of rows in work, and writes the finished rows at their beginning."""
     waiting = iter(rows)
     window = max(1, AHEAD * sampler.config.slots // settings.n)
+    most = max(1, HELD * sampler.config.slots // settings.n)
     working: list[tuple[_Row, Request]] = []
     written, tokens = total - len(rows), 0
     with progress.phase("generate", total * settings.n, before=written * settings.n) as phase:
         while True:
-            for row in itertools.islice(waiting, window - len(working)):
+            unfinished = sum(not request.done for _, request in working)
+            room = max(0, min(window - unfinished, most - len(working)))
+            for row in itertools.islice(waiting, room):
                 params = _params(settings, row.seed, stop_ids)
                 working.append((row, sampler.submit([row.prompt], params)))
             if not working:

@@ -24,12 +24,7 @@ from polaris_jax.evaluate.scoring import (
     sets_of,
 )
 from polaris_jax.measure.compare_evaluations import compare_evaluations
-from polaris_jax.measure.forced import (
-    force_answers,
-    forced_identity,
-    forced_scores,
-    is_forced_row,
-)
+from polaris_jax.measure.forced import force_answers, forced_identity, forced_scores, is_forced_row
 from polaris_jax.measure.inputs import open_progress, reward_inputs
 from polaris_jax.measure.policy import open_samplers, with_decided_dtype
 from polaris_jax.measure.respond import (
@@ -47,6 +42,7 @@ from polaris_jax.measure.respond import (
 )
 from polaris_jax.measure.responses import say_failed
 from polaris_jax.measure.scored import BASE, Scored, scored_by
+from polaris_jax.measure.weights import Weights as NamedWeights
 from polaris_jax.measure.weights import base_inputs, find_checkpoint
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload, before_text
 from polaris_jax.models.positions import check_evaluated_positions
@@ -101,9 +97,10 @@ def evaluate(
     """
     # The run's own dtype: prompts are those of the config, as in evaluations before it.
     config = with_recorded_defaults(workdir, config, progress.line, sections=("model",))
-    config = with_decided_dtype(config, progress.line)
-    check_reward(config.reward)
     asked = scored_by(checkpoint, tag)
+    first = NamedWeights.of(workdir, asked[0].checkpoint)
+    config = with_decided_dtype(config, first, progress.line)
+    check_reward(config.reward)
     ensure_workdir(workdir)
     variants = variants_of(config.evaluate)
     stems = [f"{kind}{v.suffix}" for v in variants for kind in ("responses", "forced")]

@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from polaris_jax.assemble import Solver, base_model_config, open_solver
+from polaris_jax.assemble import Solver, open_solver
 from polaris_jax.config import RunConfig
 from polaris_jax.measure.beginnings import continued, grade_beginnings
 from polaris_jax.measure.solve import judged, solve
+from polaris_jax.measure.weights import Weights
 from polaris_jax.models import Decoder, RopeScaling
 from polaris_jax.records import Graded, Problem
 from polaris_jax.rollout import Sampler
@@ -99,7 +100,8 @@ def open_policy(
     model, tokenizer = weights
     if rope_scaling is not None:
         model = model.with_rope_scaling(rope_scaling)
-    samplers = open_samplers(config, progress) if samplers is None else samplers
+    if samplers is None:
+        samplers = open_samplers(with_dtype(config, model.config, _devices(config)), progress)
     with open_solver(config, tokenizer, samplers, model=model.config) as solver:
         sampler = samplers.reused(model, max_response_tokens=max_response_tokens, say_kernels=True)
         with at_run_time(lambda: "sampling"):
@@ -108,17 +110,28 @@ def open_policy(
 
 
 def open_samplers(config: RunConfig, progress: Progress) -> Samplers:
-    """What makes the samplers of a measurement, on all devices of this process."""
-    return Samplers(with_decided_dtype(config), _devices(config), progress)
+    """What makes the samplers of a measurement, on all devices of this process.
+
+    Args:
+        config: the config; its dtype is decided.
+        progress: prints a line about their kernels.
+    """
+    return Samplers(config, _devices(config), progress)
 
 
 def with_decided_dtype(
-    config: RunConfig, say: Callable[[str], None] = lambda line: None
+    config: RunConfig, weights: Weights, say: Callable[[str], None] = lambda line: None
 ) -> RunConfig:
-    """`rollout.samplers.with_dtype` for the devices that `open_policy` samples on."""
+    """`rollout.samplers.with_dtype` for the devices that `open_policy` samples on.
+
+    Args:
+        config: the config.
+        weights: what is sampled from. They are looked at only if the config leaves it open.
+        say: prints the choice.
+    """
     if config.model.dtype != "auto":
-        return config  # without a look at the model
-    return with_dtype(config, base_model_config(config), _devices(config), say)
+        return config
+    return with_dtype(config, weights.architecture(config), _devices(config), say)
 
 
 def _devices(config: RunConfig) -> list[Any]:

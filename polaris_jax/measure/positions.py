@@ -64,11 +64,11 @@ def positions(
     if responses < 1:
         raise ConfigError(f"--responses={responses}: must be at least 1")
     config = with_recorded_defaults(workdir, config, progress.line, sections=("model",))
-    config = with_decided_dtype(config, progress.line)
+    weights = Weights.of(workdir, checkpoint)
+    config = with_decided_dtype(config, weights, progress.line)
     ensure_workdir(workdir)
     prefix = tag_prefix(tag)
     source, rows = _longest(workdir, prefix, responses)
-    weights = Weights.of(workdir, checkpoint)
     by_id = {problem.id: problem for problem in evaluation_problems(config, progress)[0]}
     rows = [row for row in rows if row["problem_id"] in by_id]
     if not rows:

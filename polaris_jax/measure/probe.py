@@ -28,6 +28,7 @@ from polaris_jax.measure.inputs import (
 from polaris_jax.measure.policy import Policy, open_policy, with_decided_dtype
 from polaris_jax.measure.probe_set import NO_PLATEAU
 from polaris_jax.measure.responses import say_failed
+from polaris_jax.measure.weights import Weights
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload
 from polaris_jax.records import Graded, Problem
 from polaris_jax.report.figures import probe_figure
@@ -84,7 +85,7 @@ def probe(
         to fall).
     """
     config = with_recorded_defaults(workdir, config, progress.line)
-    config = with_decided_dtype(config, progress.line)
+    config = with_decided_dtype(config, Weights.of(workdir, checkpoint), progress.line)
     refuse_other_run(workdir, config, sections=("seed", "model", "data", "warmstart", "rope"))
     check_reward(config.reward)
     ensure_workdir(workdir)

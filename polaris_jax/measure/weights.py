@@ -118,6 +118,12 @@ class Weights:
             return "base"
         return self.checkpoint if self.step is None else f"{self.checkpoint} (step {self.step})"
 
+    def architecture(self, config: RunConfig) -> ModelConfig:
+        """Architecture; nothing else is read."""
+        if self.place is None:
+            return base_model_config(config)
+        return load_config(self.place) if self.step is None else describe_step(self.place)[0]
+
     def describe(self, config: RunConfig) -> tuple[ModelConfig, Any]:
         """Architecture and tokenizer; no weights are read or made."""
         if self.place is None:

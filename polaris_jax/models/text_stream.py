@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-MOST_HELD = 4  # characters at the end that further bytes may change: UTF-8 has 4 bytes at most
+MOST_BYTES = 4  # of a character in UTF-8
 CONTEXT_TOKENS = 8  # tokens before the new ones that are decoded again
+MOST_CONTEXT = 8 * CONTEXT_TOKENS  # of them, where no character begins in between
 
 
 class TextStream:
     """Turns a growing list of tokens into text. What further tokens may change is held back.
 
     A push decodes the newest tokens and a few before them, not the complete response. So decoding
-    must be local: the text of a part of the tokens must be the same part of the complete text,
-    except for its first few characters.
+    must be local: the text of tokens from the beginning of a character on must be the same part of
+    the complete text, except for a leading space. Vocabularies with byte fallback are such: they
+    decode a run of bytes as a whole, and as broken characters until its last character is complete.
 
     Args:
         decode: the text of token ids.
         stop_strings: the text ends before the first of them.
+        before: token ids before the first one; their text is not returned.
 
     Attributes:
         stopped: True if a stop string was found; nothing more is returned then.
@@ -26,12 +29,16 @@ class TextStream:
     """
 
     def __init__(
-        self, decode: Callable[[list[int]], str], stop_strings: Sequence[str] = ()
+        self,
+        decode: Callable[[list[int]], str],
+        stop_strings: Sequence[str] = (),
+        *,
+        before: Sequence[int] = (),
     ) -> None:
         self._decode, self._stops = decode, tuple(stop_strings)
-        self._ids: list[int] = []  # tokens that are still decoded
-        self._new_from = 0  # index of the first of them that came after the last shift
-        self._read = 0  # characters of their text that are known already
+        self._ids = list(before)  # tokens that are still decoded
+        self._new_from = len(self._ids)  # the first of them that came after the last shift
+        self._read = len(decode(self._ids)) if before else 0  # characters of them that are known
         self._held = ""  # text that may be the beginning of a stop string
         self.stopped = False
         self.chars = 0
@@ -39,13 +46,13 @@ class TextStream:
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; "" while it may still change."""
         self._ids.extend(token_ids)
-        text = self._decode(self._ids)
+        text, waiting = self._complete()
         broken = len(text) - len(text.rstrip(BROKEN))
-        end = max(self._read, len(text) - min(broken, MOST_HELD))
+        end = max(self._read, len(text) - min(broken, MOST_BYTES))
         new = text[self._read : end]
         self._read = end
         if len(self._ids) - self._new_from >= CONTEXT_TOKENS:
-            self._shift(len(text) - end)
+            self._shift(text, waiting)
         return self._before_stop(new, last=False)
 
     def rest(self) -> str:
@@ -54,15 +61,34 @@ class TextStream:
         new, self._read = text[self._read :], len(text)
         return self._before_stop(new, last=True)
 
-    def _shift(self, unread: int) -> None:
-        """Forgets the tokens before the newest ones.
+    def _complete(self) -> tuple[str, int]:
+        """The text without the tokens of an unfinished character at its end, and their number.
+
+        If there is no such character, but bytes that can never be one, it is the complete text.
+        """
+        text = self._decode(self._ids)
+        if text.endswith(BROKEN):
+            for waiting in range(1, min(MOST_BYTES, len(self._ids) + 1)):
+                shorter = self._decode(self._ids[:-waiting])
+                if not shorter.endswith(BROKEN):
+                    return shorter, waiting
+        return text, 0
+
+    def _shift(self, text: str, waiting: int) -> None:
+        """Forgets the tokens before the newest ones, up to the beginning of a character.
 
         Args:
-            unread: characters at the end that are not known yet.
+            text: text of all but the last tokens.
+            waiting: number of these.
         """
-        del self._ids[: self._new_from]
-        self._new_from = len(self._ids)
-        self._read = len(self._decode(self._ids)) - unread
+        end = len(self._ids) - waiting
+        cuts = range(self._new_from, max(-1, self._new_from - MOST_BYTES), -1)
+        whole = (cut for cut in cuts if text.endswith(self._decode(self._ids[cut:end])))
+        cut = next(whole, self._new_from if end >= MOST_CONTEXT else None)
+        if cut is not None:
+            self._read -= len(text) - len(self._decode(self._ids[cut:end]))
+            del self._ids[:cut]
+            self._new_from = len(self._ids)
 
     def _before_stop(self, new: str, *, last: bool) -> str:
         if self.stopped:

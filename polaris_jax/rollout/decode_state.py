@@ -20,6 +20,7 @@ from polaris_jax.rollout.programs.draw import RowParams
 from polaris_jax.rollout.programs.spec import program_spec
 from polaris_jax.rollout.samples import Plan, Sample
 from polaris_jax.rollout.settings import PromptParams, SamplerConfig
+from polaris_jax.system import machine
 
 
 class DecodeState:
@@ -197,14 +198,28 @@ def pool_pages(
     if config.num_pages:
         return config.num_pages
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    stats = [device.memory_stats() for device in devices]
+    if devices[0].platform == "cpu" and not program_spec(model_config, config, mesh).native:
+        stats = _host_stats(len(devices))
     pages = pages_with_room(
-        [device.memory_stats() for device in devices],
+        stats,
         page_bytes=page_bytes(model_config, config, mesh, dtype),
         pages_of_a_row=config.pages_of_a_row,
         slots=config.slots // sharding.slot_shards(mesh),
         reserve=config.reserve,
     )
     return -sharding.greatest(-pages, mesh) * sharding.slot_shards(mesh)
+
+
+def _host_stats(devices: int) -> list[dict[str, int] | None]:
+    """Statistics of devices that are CPUs: they have equal parts of half of the host's memory.
+
+    The other half is for weights, the trainer and all else. A pool of the native kernels needs no
+    such bound: its pages are resident only once they are written.
+    """
+    total = machine.total_memory()
+    one = None if total is None else {"bytes_limit": total // 2 // devices, "bytes_in_use": 0}
+    return [one] * devices
 
 
 def pages_with_room(

@@ -39,8 +39,9 @@ class SamplerConfig:
         slots: number of sequences decoded at once.
         page_size: tokens of a page.
         num_pages: pages of the pool; the first page of each data shard is not usable. 0: as many
-            pages as fit into device memory, at most enough for every slot at `max_len`. On a CPU,
-            0 gives this maximum.
+            pages as fit into device memory, at most enough for every slot at `max_len`. On a CPU
+            the native kernels' pool has this maximum, since no page of it is resident before it is
+            written; another has at most half of the host's memory.
         max_len: maximum number of prompt + response tokens of a sequence.
         decode_steps: decode steps of one device call.
         prefill_chunk: maximum number of tokens of a prompt in one row of a prefill call.

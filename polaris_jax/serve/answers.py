@@ -10,14 +10,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from polaris_jax.models.text_stream import BROKEN, TextStream
+from polaris_jax.models.text_stream import BROKEN, CONTEXT_TOKENS, TextStream
 from polaris_jax.rollout.scores import Scores
 from polaris_jax.serve.jobs import Scored, Tokens
 from polaris_jax.serve.wishes import Wish
 
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
+_SPACE = "\u2581"  # how SentencePiece spells a space
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies with byte fallback spell a byte
 
 
@@ -42,7 +44,12 @@ class Vocabulary:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def _token(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        if text.startswith(" "):
+            return text
+        # Decoders of such vocabularies take the first space of a text away.
+        spelt = self._tokenizer.convert_ids_to_tokens(token_id)
+        return f" {text}" if (spelt or "").startswith(_SPACE) else text
 
     def bytes_of(self, token_id: int) -> list[int] | None:
         """A token's UTF-8 bytes; None if the token is a part of a character of unknown bytes."""
@@ -98,7 +105,9 @@ class Choice:
         self._wish, self._vocabulary = wish, vocabulary
         self._prompt, self._prompt_text = prompt, prompt_text
         self._stop_ids = frozenset(stop_ids)
-        self._stream = TextStream(vocabulary.text, wish.stops)
+        # A completion continues the prompt's text, so that its first space is part of it.
+        before = () if wish.chat else prompt[-CONTEXT_TOKENS:]
+        self._stream = TextStream(vocabulary.text, wish.stops, before=before)
         self._texts: list[str] = [prompt_text] if wish.echo else []
         self._ids: list[int] = []
         self._logprobs: list[float] = []
@@ -313,7 +322,6 @@ def event(body: dict[str, Any]) -> bytes:
 
 
 def to_json(body: Any) -> bytes:
-    """A JSON text."""
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-        errors="backslashreplace"
-    )
+    """A JSON text; what some clients take for the end of a line is escaped."""
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_LINE_ENDS).encode(errors="backslashreplace")

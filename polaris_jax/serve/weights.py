@@ -77,6 +77,36 @@ def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Dec
     return model, tokenizer or load_tokenizer(path)
 
 
+def load_like(
+    path: str, config: ModelConfig, *, dtype: str, mesh: Mesh | None = None, on_host: bool = False
+) -> Decoder:
+    """Weights of the architecture that is served.
+
+    Args:
+        path: HF directory, GGUF file, a step's directory, checkpoints or workdir.
+        config: the architecture, its rotary scaling included.
+        dtype: compute type.
+        mesh: the sampler's mesh; None: the default device.
+        on_host: True for numpy arrays.
+
+    Raises:
+        ConfigError: the weights are of another architecture, or not finite.
+        ValueError, OSError, RuntimeError, MemoryError: they cannot be read.
+    """
+    with _reading(path):
+        if on_host:
+            model = load_on_host(path, dtype=dtype)
+        else:
+            model, _ = load_any(path, dtype=dtype, mesh=unless_default(mesh))
+    if model.config != config:
+        raise ConfigError(
+            f"{path}: another architecture or rope_scaling than the served model's; start a "
+            "server for it"
+        )
+    require_finite(model, path)
+    return model
+
+
 def require_finite(model: Decoder, name: str) -> None:
     """Refuses weights with a NaN or an infinity, as a run that has diverged leaves them.
 
@@ -196,7 +226,7 @@ class Updates:
             self._log(f"weights {version}: {path}")
 
     async def follow(self) -> None:
-        """Serves each newer complete step of the run that is followed, until it is cancelled.
+        """Serves the newest complete step of the run that is followed, until it is cancelled.
 
         An error of ours ends it, and `alive` is False then.
         """
@@ -212,7 +242,7 @@ class Updates:
     async def _look(self) -> None:
         try:
             folder, step = await _in_daemon(lambda: newest_step(self._follow))
-            if step > self._step:
+            if step not in (-1, self._step):  # an earlier one: the run has gone back to it
                 with contextlib.suppress(ValueError):  # of another architecture, and stays so
                     await self.take(str(folder))
                 self._step = step
@@ -222,18 +252,9 @@ class Updates:
     def _load(self, path: str) -> Decoder:
         # The sampler's pool has taken the devices' memory. On a CPU that is the host's, and numpy
         # arrays would be copied once more on their way into the weights.
-        with _reading(path):
-            if self._on_cpu:
-                model, _ = load_any(path, dtype=self._dtype, mesh=unless_default(self._mesh))
-            else:
-                model = load_on_host(path, dtype=self._dtype)
-        if model.config != self._config:
-            raise ConfigError(
-                f"{path}: another architecture or rope_scaling than the served model's; start a "
-                "server for it"
-            )
-        require_finite(model, path)
-        return model
+        return load_like(
+            path, self._config, dtype=self._dtype, mesh=self._mesh, on_host=not self._on_cpu
+        )
 
 
 async def _in_daemon(work: Callable[[], T]) -> T:

@@ -61,6 +61,25 @@ def test_a_row_that_is_gone_is_worse_and_a_candidate_is_not():
     assert "recorded 2.000, not measured now" in line
 
 
+def test_a_record_is_as_fast_as_itself():
+    """Sides of one system that are no points of a grid are compared one by one."""
+    forms = [
+        dataclasses.replace(
+            ROW,
+            side=f"{mode}, {batches}",
+            system="transformers",
+            ratio=ratio,
+            settings={"mode": mode, "batches": batches},
+        )
+        for mode, batches, ratio in (("static", 1, 6.0), ("static", 4, 3.0), ("continuous", 1, 2.0))
+    ]
+    whole = made(OUR_ROW, *forms, ROW)
+    assert record.worse(whole, whole) == []
+    slower = dataclasses.replace(forms[1], ratio=1.0)
+    (line,) = record.worse(whole, made(OUR_ROW, forms[0], slower, forms[2], ROW))
+    assert "static, 4: 1.000" in line
+
+
 def test_the_table_names_dtype_allocator_and_settings():
     text = "\n".join(record.table(made(OUR_ROW, ROW, TRIED)))
     assert "| vllm, blocks of 32 | 1 | float32 | libc | block_size=32 | 1 | 100 | 2.00 |" in text
@@ -119,4 +138,14 @@ def test_another_processors_record_is_refused(tmp_path, monkeypatch, capsys):
     made(OUR_ROW, ROW).write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"cpu": "an abacus"}))
     assert run_check(monkeypatch, f"--record={path}") == 2
-    assert "measured on an abacus, this is" in capsys.readouterr().err
+    assert "measured on an abacus with 2 threads, this is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [{"cpu": "an abacus"}, {"threads": 64}], ids=str)
+def test_records_of_two_machines_are_not_compared(other, tmp_path, monkeypatch, capsys):
+    paths = tmp_path / "old.json", tmp_path / "new.json"
+    for path in paths:
+        made(OUR_ROW, ROW).write(path)
+    paths[1].write_text(json.dumps(json.loads(paths[1].read_text()) | other))
+    assert run_check(monkeypatch, f"--record={paths[0]}", f"--new={paths[1]}") == 2
+    assert f"{paths[1]} is " in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 
 from polaris_jax.__main__ import main
 from polaris_jax.commands import doctor
+from polaris_jax.system import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,17 +142,17 @@ def test_the_least_limit_of_all_control_groups_around_a_process_counts(version, 
     own = tmp_path / "self"
     line = "4:memory,hugetlb:/slurm/job_7" if version == 1 else "0::/slurm/job_7"
     own.write_text(f"9:cpu:/others\n{line}\n")
-    found = doctor.cgroup_texts(name, controller, root=tmp_path / "cgroup", own=own)
+    found = machine.cgroup_texts(name, controller, root=tmp_path / "cgroup", own=own)
     assert sorted(found) == ["8000000000", "max"]
-    assert doctor.cgroup_texts(name, controller, root=tmp_path, own=tmp_path / "none") == []
+    assert machine.cgroup_texts(name, controller, root=tmp_path, own=tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(
     ("text", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1)]
 )
 def test_a_containers_share_of_the_processors_counts(text, cores, monkeypatch):
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    monkeypatch.setattr(doctor, "cgroup_texts", lambda name: ["max 100000", text])
-    assert doctor.core_count() == cores
-    monkeypatch.setattr(doctor, "cgroup_texts", lambda name: ["max 100000"])
-    assert doctor.core_count() == 64
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(machine, "cgroup_texts", lambda name: ["max 100000", text])
+    assert machine.core_count() == cores
+    monkeypatch.setattr(machine, "cgroup_texts", lambda name: ["max 100000"])
+    assert machine.core_count() == 64

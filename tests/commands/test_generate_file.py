@@ -1,7 +1,9 @@
 """`generate --input`: every row gets what it would get alone; a rerun continues."""
 
+import dataclasses
 import json
 from array import array
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from polaris_jax.measure import completions
 from polaris_jax.models import load_with_tokenizer
 from polaris_jax.models.tokenizer import stop_token_ids
 from polaris_jax.rollout import Sampler, SamplingParams
+from polaris_jax.system.progress import Progress
 from tests.support.stranger import random_qwen3
 
 pytestmark = pytest.mark.xdist_group("generate_file")
@@ -168,3 +171,42 @@ def test_raw_prompts_are_encoded_as_they_are(model_dir):
     text = "<|im_start|>user\nhi<|im_end|> "
     ids = completions._prompt({"prompt": text}, settings, tokenizer, "here")
     np.testing.assert_array_equal(ids, tokenizer.encode(text, add_special_tokens=False))
+
+
+@pytest.mark.parametrize("held", [2, 5, 64])
+def test_one_long_row_does_not_keep_the_others_waiting(monkeypatch, tmp_path, held):
+    """Work goes on behind it, up to the rows that are held until theirs can be written."""
+    monkeypatch.setattr(completions, "HELD", held)
+    slots, total, at_most = 2, 100, 0
+    requests: list[SimpleNamespace] = []
+
+    def step():
+        nonlocal at_most
+        live = [request for request in requests if not request.done]
+        at_most = max(at_most, len(live))
+        behind = [request for request in live[:slots] if request is not requests[0]]
+        for request in behind or live:
+            request.done, request.num_done = True, 1
+
+    def submit(prompts, params):
+        response = SimpleNamespace(token_ids=(1,), finish_reason="length")
+        request = SimpleNamespace(done=False, num_done=0, responses=lambda: ((response,),))
+        requests.append(request)
+        return request
+
+    config = SimpleNamespace(slots=slots)
+    sampler = SimpleNamespace(config=config, submit=submit, step=step, poll=lambda _: None)
+    submitted, written = [], []
+
+    def append(lines):
+        written.extend(line["row"] for line in lines)
+        submitted.append(len(requests))
+
+    rows = [completions._Row(n, {}, 0, array("i", [1])) for n in range(total)]
+    one = dataclasses.replace(SETTINGS, n=1)
+    tokenizer = SimpleNamespace(decode=lambda *_, **__: "")
+    done = SimpleNamespace(append=append)
+    completions._sample(rows, total, done, one, sampler, tokenizer, [], Progress(enabled=False))
+    assert written == list(range(total))
+    assert submitted[0] == min(total, held * slots)
+    assert at_most <= completions.AHEAD * slots

@@ -22,15 +22,16 @@ from polaris_jax.config import (
 )
 from polaris_jax.demo.tiny_tokenizer import build_tokenizer
 from polaris_jax.demo.warmstart import warmstart_model_config
-from polaris_jax.measure import evaluate, respond, solve
+from polaris_jax.measure import evaluate, policy, respond, solve
 from polaris_jax.measure.policy import Policy
 from polaris_jax.measure.respond import response_identity
 from polaris_jax.measure.responses import KeptResponses, ids_of, response_row
-from polaris_jax.models import Decoder, RopeScaling
+from polaris_jax.models import Decoder, RopeScaling, load_config
 from polaris_jax.records import Graded, Problem, Response
 from polaris_jax.reward import score_response
 from polaris_jax.rollout.groups import with_texts
 from polaris_jax.system.progress import Progress
+from tests.support.stranger import random_qwen3
 
 # float32: `model.dtype=auto` would look for weights, and these tests give their own.
 CONFIG = dataclasses.replace(RunConfig(), model=ModelSection(dtype="float32"))
@@ -100,6 +101,32 @@ def test_problems_that_cannot_be_asked_are_counted(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert found["left_out"] == {"malformed": 2, "long_prompt": 1}
     assert asked == [found["problems"]] == [1]
+
+
+def test_a_model_of_its_own_needs_no_base(tmp_path, monkeypatch):
+    """`model.dtype=auto` is decided for what is scored; model.path stays empty."""
+    model_dir = random_qwen3(tmp_path / "model", positions=2048)
+    (tmp_path / "set.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}')
+    row = {"problem_id": "a", "reward": 1.0, "tokens": 1, "finish_reason": "stop", "text": "2"}
+    seen, decide = [], policy.with_dtype
+
+    def sampled(given, *_, **__):
+        return [row | {"sample": r, "well_formed": True} for r in range(given.config.evaluate.n)]
+
+    def decided(config, model_config, *rest):
+        seen.append(model_config)
+        return decide(config, model_config, *rest)
+
+    monkeypatch.setattr(evaluate, "respond", sampled)
+    monkeypatch.setattr(policy, "with_dtype", decided)
+    config = with_evaluate(problems=str(tmp_path / "set.jsonl"), n=2, max_response_tokens=64)
+    config = dataclasses.replace(config, model=ModelSection())
+    assert (config.model.path, config.model.dtype) == ("", "auto")
+    progress = Progress(enabled=False)
+    workdir = epath.Path(tmp_path / "run")
+    evaluate.evaluate(config, workdir, progress=progress, checkpoint=str(model_dir))
+    assert json.loads((workdir / "eval.json").read_text())["checkpoint"] == str(model_dir)
+    assert seen == [load_config(model_dir)]
 
 
 def test_a_budget_past_the_models_positions_is_refused_before_anything_is_sampled(

@@ -9,6 +9,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.rollout import Sampler, SamplerConfig, SamplingParams
 from polaris_jax.rollout.decode_state import page_bytes, pages_with_room, pool_pages
 from polaris_jax.sharding import make_sampler_mesh
+from polaris_jax.system import machine
 from tests.support.rollout.rollout_cases import CONFIG, small_model
 
 SETTINGS = {"page_bytes": 100, "pages_of_a_row": 5, "slots": 4, "reserve": 0.1}
@@ -25,6 +26,22 @@ def test_a_platform_without_statistics_gives_every_slot_its_full_length():
     mesh = make_sampler_mesh(jax.devices(), data=4, tensor=2)
     assert pool_pages(CONFIG, config, mesh, "float32") == 4 * (2 * 4 + 1)
     assert pool_pages(CONFIG, dataclasses.replace(config, num_pages=7), None, "float32") == 7
+
+
+def test_a_pool_that_is_resident_at_once_takes_half_of_the_hosts_memory(monkeypatch):
+    """XLA's kernels write every page of a new pool; the native ones none."""
+    config = SamplerConfig(slots=8, num_pages=0, max_len=64, attention="xla", reserve=0.0)
+    page = page_bytes(CONFIG, config, None, "float32")
+    monkeypatch.setattr(machine, "total_memory", lambda: 2 * 20 * page)
+    assert pool_pages(CONFIG, config, None, "float32") == 20
+    mesh = make_sampler_mesh(jax.devices(), data=4, tensor=1)
+    monkeypatch.setattr(machine, "total_memory", lambda: 2 * 4 * 7 * page)
+    assert pool_pages(CONFIG, config, mesh, "float32") == 4 * 7
+    monkeypatch.setattr(machine, "total_memory", lambda: 2 * 4 * page)
+    with pytest.raises(ConfigError, match=r"rollout.num_pages=0: .* 4 pages of"):
+        pool_pages(CONFIG, config, None, "float32")
+    monkeypatch.setattr(machine, "total_memory", lambda: None)
+    assert pool_pages(CONFIG, config, None, "float32") == 8 * 4 + 1
 
 
 def test_the_fullest_device_decides_and_the_reserve_stays_free():

@@ -17,7 +17,7 @@ from polaris_jax.config import ConfigError
 from polaris_jax.data.prompts import render_prompt
 from polaris_jax.models import save_pretrained
 from polaris_jax.rollout import Sampler, SamplingParams
-from polaris_jax.serve.answers import Vocabulary
+from polaris_jax.serve.answers import Vocabulary, to_json
 from polaris_jax.serve.http import Limits
 from tests.support.serving import JSON, SIZES, running, small_model
 from tests.tolerances import SERVED_LOGPROB
@@ -242,6 +242,29 @@ def test_bytes_of_a_part_of_a_character(spelt, found):
             return spelt
 
     assert Vocabulary(Tokenizer()).bytes_of(0) == found
+
+
+@pytest.mark.parametrize(
+    ("spelt", "decoded", "found"),
+    [("\u2581a", "a", " a"), ("\u2581", "", " "), ("a", "a", "a"), ("\u0120a", " a", " a")],
+)
+def test_a_token_keeps_its_first_space(spelt, decoded, found):
+    class Tokenizer:
+        def decode(self, ids, **_):
+            return decoded
+
+        def convert_ids_to_tokens(self, token_id):
+            return spelt
+
+    vocabulary = Vocabulary(Tokenizer())
+    assert vocabulary.token(0) == found
+    assert bytes(vocabulary.bytes_of(0)).decode() == found
+
+
+def test_ends_of_lines_are_escaped():
+    found = to_json({"a": "x\u2028y\u2029z\x85\n龘"})
+    assert found == b'{"a":"x\\u2028y\\u2029z\\u0085\\n' + "龘".encode() + b'"}'
+    assert len(found.decode().splitlines()) == 1
 
 
 def test_a_chats_likeliest_tokens(server):

@@ -16,6 +16,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polaris_jax.models import load_with_tokenizer
@@ -261,3 +262,21 @@ def test_a_runs_checkpoints_are_followed(tmp_path, model_dir):
         assert weights() == 1
         log = (tmp_path / "serve.log").read_text()
         assert f"weights 1: {checkpoints / '2'}" in log
+    # A server that begins later never answers with the model that gives the architecture.
+    with command(tmp_path, model_dir, f"--follow={run}", key="") as (_, address):
+        body = {"prompt": "x", "max_tokens": 8, "temperature": 0, "logprobs": 0}
+        request = urllib.request.Request(
+            f"{address}/v1/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            found = json.load(answer)["choices"][0]["logprobs"]["token_logprobs"]
+        log = (tmp_path / "serve.log").read_text()
+        assert f"weights 0: {checkpoints / '2'}" in log
+        assert "weights 1" not in log
+    tokenizer = load_with_tokenizer(str(model_dir), dtype="float32")[1]
+    sizes = SamplerConfig(slots=1, page_size=16, num_pages=64, max_len=64)
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    ((expected,),) = Sampler(other, sizes).generate([tokenizer.encode("x")], greedy)
+    np.testing.assert_allclose(found, expected.logprobs, atol=SERVED_LOGPROB)

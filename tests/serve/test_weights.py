@@ -234,6 +234,25 @@ def test_a_step_that_cannot_be_read_now_is_tried_again(error, monkeypatch):
     assert updates.alive
 
 
+def test_a_run_that_goes_back_is_followed_there(monkeypatch):
+    """Its later steps are gone: they were another run's, or before an error."""
+    steps, tried = iter([-1, 500, 500, 400, 400]), []
+    updates = following(lambda line: None)
+    monkeypatch.setattr(module, "newest_step", lambda _: (epath.Path("run"), next(steps)))
+
+    async def take(path):
+        tried.append(updates._step)
+
+    async def followed():
+        for _ in range(5):
+            await updates._look()
+
+    monkeypatch.setattr(updates, "take", take)
+    asyncio.run(followed())
+    assert tried == [-1, 500]
+    assert updates._step == 400
+
+
 def test_a_stores_own_errors_are_those_of_a_place_that_cannot_be_read(tmp_path, monkeypatch):
     """So that `--follow` looks again, and POST /v1/weights says what is wrong."""
 
