@@ -7,6 +7,8 @@ Set before jax is imported, for this process and for the processes that tests st
 """
 
 import collections
+import contextlib
+import gc
 import os
 import pathlib
 import shutil
@@ -15,6 +17,7 @@ import sys
 import tempfile
 
 VIRTUAL_DEVICES = 8
+MAPPINGS, MOST_MAPPINGS = pathlib.Path("/proc/self/maps"), 30_000
 
 # Files and folders, anywhere under tests/, whose tests are `quick` unless they are slow: what needs
 # a host only, and one step of training. `make test-quick` runs these.
@@ -121,6 +124,19 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_unconfigure():
     """The process that made the cache, which outlives the workers, takes it away."""
     shutil.rmtree(_own_cache, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Forgets compiled programs before a process has so many that the kernel allows no more.
+
+    A program has several mappings in memory, of which Linux allows 65,530 by default.
+    """
+    yield
+    with contextlib.suppress(OSError):  # no Linux
+        if len(MAPPINGS.read_bytes().splitlines()) > MOST_MAPPINGS:
+            jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture

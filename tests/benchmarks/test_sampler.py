@@ -323,6 +323,6 @@ def test_a_run_in_small(tmp_path):
     row = next(line for line in text.splitlines() if line.startswith(f"| {OURS} |"))
     waste, error = row.split(" | ")[8], row.split(" | ")[-1].removesuffix(" |")
     assert 0 < float(waste.removesuffix("%")) < 100
-    assert float(error) < 1e-4
+    assert float(error.split()[0]) < 1e-4  # the largest; the mean is behind it
     assert "tunix, 4 sorted batches: failed after 0 rounds" in text
     assert "No module named 'tunix'" in text
