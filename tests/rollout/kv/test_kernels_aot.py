@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("libtpu"), pytest.mark.t
 class Case:
     """What is compiled: all layers, or so many, which tell as much of the kernels.
 
-    The tensor degrees leave room for the whole model's weights and a pool on the chip.
+    The tensor degrees leave room for the whole model's weights and a pool on the chip. From a size
+    of the pool on, however large, the compiler may take `more_bytes` of temporaries.
     """
 
     topology: str
@@ -35,6 +36,7 @@ class Case:
     layers: int = 0
     attention: str = "auto"
     kinds: str = "decode,prefill"
+    more_bytes: int = 0
 
     @property
     def id(self) -> str:
@@ -50,7 +52,9 @@ CASES = [
     Case("v5e:2x2", QWEN, (4,), layers=2),
     Case("v5e:2x2", R1, (4,), layers=2),
     Case("v6e:2x2", QWEN, (1, 4), layers=2),
-    Case("v6e:2x2", R1, (2, 4), layers=2),
+    # Prefill with tensor=2 takes 4.9 MB of temporaries beside a pool of 0.26 GB, 31.6 beside 0.52,
+    # 34.9 and 34.5 beside 1.05 and 2.10. A copy of a layer's pages would be 131 MB more.
+    Case("v6e:2x2", R1, (2, 4), layers=2, more_bytes=32 << 20),
     Case("v5p:2x2x1", QWEN, (1, 4), layers=2, attention="ragged_v3"),
     Case("v6e:2x2", QWEN, (1,), layers=2, attention="ragged_v3"),
     Case("h100:4", QWEN, (1, 4)),
@@ -112,12 +116,12 @@ def of_programs(lines: list[dict]) -> list[tuple[dict, dict]]:
     return [(small, large) for small, large in by_program.values()]
 
 
-def test_the_pool_is_donated_and_temporaries_do_not_grow_with_it(lines):
+def test_the_pool_is_donated_and_temporaries_do_not_grow_with_it(lines, case):
     for small, large in of_programs(lines):
         assert large["pool"] == 2 * small["pool"]
         for line in (small, large):
             assert line["aliased"] >= line["pool"]
-        assert large["temporaries"] <= 1.02 * small["temporaries"]
+        assert large["temporaries"] <= 1.02 * small["temporaries"] + case.more_bytes
         assert large["temporaries"] < 1.5 * GIB
 
 
