@@ -128,9 +128,10 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="module", autouse=True)
 def few_mappings():
-    """Forgets compiled programs before a process has so many that the kernel allows no more.
+    """Clears jax's caches once a process holds many compiled programs.
 
-    A program has several mappings in memory, of which Linux allows 65,530 by default.
+    Each takes several memory mappings, and Linux allows a process 65,530 of them by default.
+    Beyond that LLVM cannot compile: "Cannot allocate memory".
     """
     yield
     with contextlib.suppress(OSError):  # no Linux

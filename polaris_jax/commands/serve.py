@@ -164,7 +164,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     from polaris_jax.serve.gauges import Gauges
     from polaris_jax.serve.http import LOOPBACK, Door, Limits
     from polaris_jax.serve.service import Inboxes, Service
-    from polaris_jax.serve.weights import Updates, load_like, load_served, newest_step
+    from polaris_jax.serve.weights import Updates, load_followed, load_served, newest_step
     from polaris_jax.serve.worker import Worker
     from polaris_jax.system.signals import INTERRUPTED_STATUS
 
@@ -176,14 +176,14 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     listening = server.bind(place)
     name = own["name"] or own["model"]
     mesh = sharding.make_sampler_mesh(jax.local_devices(), tensor=own["tensor"])
-    model, tokenizer = load_served(own["model"], dtype=own["dtype"], mesh=mesh)
-    config, source = model.config, own["model"]
+    source, loads = own["model"], {"dtype": own["dtype"], "mesh": mesh}
     if newest >= 0 and own["model"] != own["follow"]:
-        del model
-        folder, newest = newest_step(own["follow"])  # the one before may be gone by now
+        model, tokenizer, folder, newest = load_followed(source, own["follow"], **loads)
         source = str(folder)
-        model = load_like(source, config, dtype=own["dtype"], mesh=mesh)
         progress.line(f"weights 0: {source}")
+    else:
+        model, tokenizer = load_served(source, **loads)
+    config = model.config
     sizes = sampler_sizes(own, positions=positions_of(config), shards=sharding.slot_shards(mesh))
     sampler = Sampler(model, sizes, mesh=mesh)
     del model  # the sampler has a copy

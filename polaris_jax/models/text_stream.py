@@ -86,7 +86,8 @@ class TextStream:
         whole = (cut for cut in cuts if text.endswith(self._decode(self._ids[cut:end])))
         cut = next(whole, self._new_from if end >= MOST_CONTEXT else None)
         if cut is not None:
-            self._read -= len(text) - len(self._decode(self._ids[cut:end]))
+            kept = self._decode(self._ids[cut:end])
+            self._read = max(0, len(kept) - (len(text) - self._read))
             del self._ids[:cut]
             self._new_from = len(self._ids)
 

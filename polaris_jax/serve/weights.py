@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from polaris_jax.checkpoint import Checkpointer
 from polaris_jax.checkpoint.convert import is_orbax, load_any, load_on_host
 from polaris_jax.config import ConfigError
-from polaris_jax.models import Decoder, ModelConfig
+from polaris_jax.models import Decoder, ModelConfig, load_config
 from polaris_jax.models.tokenizer import load_tokenizer
 from polaris_jax.rollout import Sampler
 from polaris_jax.serve.gauges import Gauges
@@ -75,6 +75,34 @@ def load_served(path: str, *, dtype: str, mesh: Mesh | None = None) -> tuple[Dec
         )
     require_finite(model, f"--model={path}")
     return model, tokenizer or load_tokenizer(path)
+
+
+def load_followed(
+    path: str, run: str, *, dtype: str, mesh: Mesh | None = None
+) -> tuple[Decoder, Any, epath.Path, int]:
+    """The newest complete step of a run, under another model's architecture and tokenizer.
+
+    Args:
+        path: that model; its weights are not read unless it is a run's checkpoint.
+        run: workdir or checkpoints/; it has a complete step.
+        dtype: compute type.
+        mesh: see `load_served`.
+
+    Returns:
+        (model, tokenizer, folder of the step, its number).
+
+    Raises:
+        ConfigError: see `load_like` and `load_served`.
+        ValueError, OSError, RuntimeError, MemoryError: see `load_like`.
+    """
+    if is_orbax(path):
+        model, tokenizer = load_served(path, dtype=dtype, mesh=mesh)
+        config = model.config
+        del model
+    else:
+        config, tokenizer = load_config(path), load_tokenizer(path)
+    folder, step = newest_step(run)
+    return load_like(str(folder), config, dtype=dtype, mesh=mesh), tokenizer, folder, step
 
 
 def load_like(

@@ -175,7 +175,7 @@ def test_raw_prompts_are_encoded_as_they_are(model_dir):
 
 @pytest.mark.parametrize("held", [2, 5, 64])
 def test_one_long_row_does_not_keep_the_others_waiting(monkeypatch, tmp_path, held):
-    """Work goes on behind it, up to the rows that are held until theirs can be written."""
+    """Later rows are sampled while it runs. They are written after it, so `HELD` limits them."""
     monkeypatch.setattr(completions, "HELD", held)
     slots, total, at_most = 2, 100, 0
     requests: list[SimpleNamespace] = []

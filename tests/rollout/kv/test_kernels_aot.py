@@ -26,8 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("libtpu"), pytest.mark.t
 class Case:
     """What is compiled: all layers, or so many, which tell as much of the kernels.
 
-    The tensor degrees leave room for the whole model's weights and a pool on the chip. From a size
-    of the pool on, however large, the compiler may take `more_bytes` of temporaries.
+    The tensor degrees leave room for the whole model's weights and a pool on the chip.
     """
 
     topology: str
@@ -36,7 +35,7 @@ class Case:
     layers: int = 0
     attention: str = "auto"
     kinds: str = "decode,prefill"
-    more_bytes: int = 0
+    pages: int = 2_000  # of a shard's small pool; the large one has twice as many
 
     @property
     def id(self) -> str:
@@ -53,8 +52,8 @@ CASES = [
     Case("v5e:2x2", R1, (4,), layers=2),
     Case("v6e:2x2", QWEN, (1, 4), layers=2),
     # Prefill with tensor=2 takes 4.9 MB of temporaries beside a pool of 0.26 GB, 31.6 beside 0.52,
-    # 34.9 and 34.5 beside 1.05 and 2.10. A copy of a layer's pages would be 131 MB more.
-    Case("v6e:2x2", R1, (2, 4), layers=2, more_bytes=32 << 20),
+    # 34.9 and 34.5 beside 1.05 and 2.10: from a size on, however large.
+    Case("v6e:2x2", R1, (2, 4), layers=2, pages=8_000),
     Case("v5p:2x2x1", QWEN, (1, 4), layers=2, attention="ragged_v3"),
     Case("v6e:2x2", QWEN, (1,), layers=2, attention="ragged_v3"),
     Case("h100:4", QWEN, (1, 4)),
@@ -96,6 +95,7 @@ def lines(case) -> list[dict]:
             f"--tensor={','.join(map(str, case.tensors))}",
             f"--layers={case.layers}",
             f"--kinds={case.kinds}",
+            f"--pages={case.pages}",
             f"--attention={case.attention}",
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
@@ -116,12 +116,12 @@ def of_programs(lines: list[dict]) -> list[tuple[dict, dict]]:
     return [(small, large) for small, large in by_program.values()]
 
 
-def test_the_pool_is_donated_and_temporaries_do_not_grow_with_it(lines, case):
+def test_the_pool_is_donated_and_temporaries_do_not_grow_with_it(lines):
     for small, large in of_programs(lines):
         assert large["pool"] == 2 * small["pool"]
         for line in (small, large):
             assert line["aliased"] >= line["pool"]
-        assert large["temporaries"] <= 1.02 * small["temporaries"] + case.more_bytes
+        assert large["temporaries"] <= 1.02 * small["temporaries"]
         assert large["temporaries"] < 1.5 * GIB
 
 

@@ -45,7 +45,6 @@ from polaris_jax.sharding import (
 SIZES = SamplerConfig(
     slots=64, page_size=64, max_len=53_248, decode_steps=16, prefill_chunk=512, dtype="bfloat16"
 )
-PAGES_A_SHARD = (2_000, 4_000)
 MADE_BY = {"decode": decode_program, "prefill": prefill_program, "verify": verify_program}
 
 
@@ -65,11 +64,13 @@ def compiled(program, *, on_tpu: bool) -> dict:
     }
 
 
-def report(model: ModelConfig, mesh, kinds: list[str], *, attention: str, on_tpu: bool) -> None:
+def report(
+    model: ModelConfig, mesh, kinds: list[str], *, shard_pages: int, attention: str, on_tpu: bool
+) -> None:
     data, tensor = mesh.shape["data"], mesh.shape["tensor"]
     config = dataclasses.replace(SIZES, slots=SIZES.slots * data, attention=attention)
     for kind in kinds:
-        for pages in PAGES_A_SHARD:
+        for pages in (shard_pages, 2 * shard_pages):
             sized = dataclasses.replace(config, num_pages=pages * data)
             make = MADE_BY[kind.split("-")[0]]
             if kind.endswith("-xla"):
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--attention", default="auto", help="back end of decode and prefill")
     parser.add_argument("--kinds", default="decode,prefill")
     parser.add_argument("--layers", type=int, default=0, help="0: all of the model's")
+    parser.add_argument("--pages", type=int, default=2_000, help="of a shard's small pool")
     args = parser.parse_args()
     topology, model = parse_topology(args.topology), preset(args.preset)
     on_tpu = topology.platform == "tpu"
@@ -121,7 +123,7 @@ def main() -> None:
         more = ["decode-xla", "decode-int8", "prefill-int8"] if whole and tensor == 1 else []
         kinds = [*args.kinds.split(","), *more]
         mesh = make_sampler_mesh(found, tensor=tensor)
-        report(model, mesh, kinds, attention=args.attention, on_tpu=on_tpu)
+        report(model, mesh, kinds, shard_pages=args.pages, attention=args.attention, on_tpu=on_tpu)
         if whole:
             report_sync(model, found, tensor, on_tpu=on_tpu)
 
