@@ -12,7 +12,7 @@ UNREAD = ("tool_calls", "function_call", "audio")
 
 
 def read_chat(messages: Any) -> Turns:
-    """(role, text) of each message; the last is the user's.
+    """(role, text) of each message, in their order.
 
     A developer's message counts as the system's. Content in parts is their texts, joined.
 
@@ -20,12 +20,11 @@ def read_chat(messages: Any) -> Turns:
         messages: value of the field `messages`.
 
     Raises:
-        ValueError: this is no chat that can be answered. The text names the message.
+        ValueError: this is no chat. The text names the message.
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError('messages: needed, a list like [{"role": "user", "content": "Hello"}]')
     found: list[tuple[str, str]] = []
-    begun = False  # by a message that is not the system's
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
@@ -33,13 +32,7 @@ def read_chat(messages: Any) -> Turns:
         for name in UNREAD:
             if message.get(name):
                 raise ValueError(f"messages[{index}].{name}: not supported here; leave it out")
-        turn = ROLES[role], _text(message.get("content"), index)
-        if turn[0] == "system" and begun:
-            raise ValueError(f"messages[{index}]: move the {role} message before all others")
-        begun = begun or turn[0] != "system"
-        found.append(turn)
-    if found[-1][0] != "user":
-        raise ValueError(f"messages[{len(found) - 1}]: the last message must be the user's")
+        found.append((ROLES[role], _text(message.get("content"), index)))
     return tuple(found)
 
 

@@ -41,7 +41,8 @@ _START = "from polaris_jax.data.prompt_child import send_prompts; send_prompts()
 _NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
-Content = tuple[str, Turns]  # a question with its suffix, and the turns before it
+# A question with its suffix, and the turns before it; or None, and a complete chat.
+Content = tuple[str | None, Turns]
 
 
 class RenderOptions(NamedTuple):

@@ -79,19 +79,24 @@ class PromptRenderer:
 
     def render(
         self,
-        content: str,
+        content: str | None,
         before: Turns = (),
         shots: Shots = (),
         template: Template = OWN_TEMPLATE,
         *,
         special_tokens: bool,
     ) -> Prompt:
-        """The prompt of one question, its suffix included, after the turns before it."""
-        turns = [turn for turn in before if turn[0] == "system"]
-        for question, response in shots:
-            turns += [("user", question), ("assistant", response)]
-        turns += [turn for turn in before if turn[0] != "system"]
-        turns.append(("user", content))
+        """The prompt of one question, its suffix included, after the turns before it.
+
+        None in the place of a question: `before` is the complete chat, which keeps its order.
+        """
+        turns = list(before)
+        if content is not None:
+            turns = [turn for turn in before if turn[0] == "system"]
+            for question, response in shots:
+                turns += [("user", question), ("assistant", response)]
+            turns += [turn for turn in before if turn[0] != "system"]
+            turns.append(("user", content))
         templated = self._is_templated(template)
         text = self._templated_text(turns, template)
         if special_tokens or self._spelt is None or not self._may_forge(turns, text, template):

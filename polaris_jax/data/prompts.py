@@ -213,7 +213,7 @@ def render_prompt(
 
 def render_prompts(
     tokenizer: Any,
-    problem_texts: Sequence[str],
+    problem_texts: Sequence[str | None],
     *,
     suffix: str,
     shots: Shots = (),
@@ -228,7 +228,8 @@ def render_prompts(
     Args:
         tokenizer: a `transformers` tokenizer; its chat template is applied with the generation
             prompt when it has one, else the prompt is the plain text.
-        problem_texts: the questions as the data set writes them.
+        problem_texts: the questions as the data set writes them. None: `turns` is the complete
+            chat, which keeps its order.
         suffix: `data.prompt_suffix`.
         shots: worked examples before each question; see `PromptFormat`.
         template: how the turns become a text.
@@ -247,7 +248,7 @@ def render_prompts(
             memory, for one of the questions.
     """
     contents = [
-        (add_suffix(text, suffix), tuple(before))
+        (None if text is None else add_suffix(text, suffix), tuple(before))
         for text, before in zip(problem_texts, turns or [()] * len(problem_texts), strict=True)
     ]
     shots = tuple((add_suffix(question, suffix), response) for question, response in shots)

@@ -177,18 +177,24 @@ def _prompt(
         raise ConfigError(f"{where}: needs either a prompt or messages; {REMEDY}")
     try:
         if messages is not None:
-            *turns, (_, text) = read_chat(messages)
+            *turns, (role, text) = read_chat(messages)
+            if role != "user" and settings.suffix:
+                raise ValueError(
+                    "messages: the last is not the user's, so that --suffix has no place; leave "
+                    "the suffix out with --suffix="
+                )
         elif isinstance(prompt, str) and prompt:
-            turns, text = [], prompt
+            turns, role, text = [], "user", prompt
         else:
             raise ValueError("prompt: must be a text, and not empty")
         raw = settings.raw and messages is None
+        last = role, text if raw else add_suffix(text, settings.suffix)
         return render_prompts(
             tokenizer,
-            [text if raw else add_suffix(text, settings.suffix)],
+            [None],
             suffix="",
             template=AS_IS if raw else Template(),
-            turns=[tuple(turns)],
+            turns=[(*turns, last)],
             special_tokens=raw,
             remember=False,
         )[0][1]

@@ -311,6 +311,7 @@ TIMING = (
             "sampler/verify_calls_by_rows",
             "sampler/draft_tokens_by_rows",
             "sampler/draft_accepted_by_rows",
+            "sampler/draft_steps_saved_by_rows",
         ),
         "the same by live rows of a data shard: lists for 1, 2, 3 or 4, 5 to 8, and more",
     ),

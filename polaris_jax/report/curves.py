@@ -381,7 +381,7 @@ CURVES = (
         ),
         ("sampler/verify_calls",),
         "Share of the drafted tokens that were accepted, and the decode steps that these would "
-        "have taken; sampler/draft_accepted_by_rows of timing.jsonl has them by live rows.",
+        "have taken; sampler/draft_steps_saved_by_rows of timing.jsonl has them by live rows.",
         source="timing.jsonl",
         optional=True,
     ),

@@ -210,6 +210,7 @@ class DraftCounts:
             "verify_calls_by_rows": list(self.calls),
             "draft_tokens_by_rows": list(self.drafted),
             "draft_accepted_by_rows": list(self.accepted),
+            "draft_steps_saved_by_rows": list(self.steps_saved),
         }
 
 

@@ -156,8 +156,8 @@ def sampler_stats(
     verify_calls: calls that verified drafts. draft_tokens: tokens drafted. draft_accepted: those of
         them that were accepted. draft_rate: the share of these, in [0, 1]; 0 if none was drafted.
     draft_steps_saved: decode steps that the accepted tokens would have taken.
-    verify_calls_by_rows, draft_tokens_by_rows, draft_accepted_by_rows: the same numbers by live
-        rows of a data shard: 1, 2, 3 or 4, 5 to 8, more.
+    verify_calls_by_rows, draft_tokens_by_rows, draft_accepted_by_rows, draft_steps_saved_by_rows:
+        the same numbers by live rows of a data shard: 1, 2, 3 or 4, 5 to 8, more.
     compiles: XLA compilations in `step`.
     weight_sync_bytes: bytes written to this process's devices. weight_sync_s: seconds of the syncs.
 

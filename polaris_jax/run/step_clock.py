@@ -22,6 +22,7 @@ SAMPLER_STATS = (
     *("prefix_hit_rate", "compiles"),
     *("verify_calls", "draft_tokens", "draft_accepted", "draft_rate", "draft_steps_saved"),
     *("verify_calls_by_rows", "draft_tokens_by_rows", "draft_accepted_by_rows"),
+    "draft_steps_saved_by_rows",
 )
 
 

@@ -113,6 +113,8 @@ class Choice:
         self._logprobs: list[float] = []
         self._scores: Scores | None = None
         self._offset = 0  # characters before the next token, for a stream
+        # Scores come when a response has ended, and its log-probs with them.
+        self._in_pieces = wish.stream and not wish.scored
         self.index = index
         self.tokens = 0
         self.finish_reason: str | None = None
@@ -131,7 +133,7 @@ class Choice:
             text += self._stream.rest()
             self.finish_reason = "stop" if self._stream.stopped else event.finish_reason
             self._scores = event.scores
-        if not self._wish.stream:  # a stream keeps nothing of what it has sent
+        if not self._in_pieces:  # a stream keeps nothing of what it has sent
             self._texts.append(text)
             if self._wish.logprobs:
                 self._ids += ids
@@ -153,10 +155,33 @@ class Choice:
             return {"message": {"role": "assistant", "content": text, "refusal": None}} | found
         return {"text": text} | found
 
-    def chunk(self, text: str, event: Tokens) -> dict[str, Any] | None:
-        """The choice of a chunk of a stream; None if there is nothing to send."""
+    def first_chunk(self) -> dict[str, Any] | None:
+        """What a stream sends before the response: the prompt, or the role in a chat."""
+        nothing = {"index": self.index, "logprobs": None, "finish_reason": None}
+        if self._wish.chat:
+            return {"delta": {"role": "assistant", "content": "", "refusal": None}} | nothing
+        if self._in_pieces and self._wish.echo:
+            return {"text": self._prompt_text} | nothing
+        return None
+
+    def chunk(self, text: str, event: Tokens | None) -> dict[str, Any] | None:
+        """The choice of a chunk of a stream; None if there is nothing to send.
+
+        A choice with scores is sent as one chunk.
+
+        Args:
+            text: what `add` returned.
+            event: the new tokens; None where nothing is sampled.
+        """
+        if not self._in_pieces:
+            if self.finish_reason is None:
+                return None
+            body = self.body()
+            if (message := body.pop("message", None)) is not None:
+                body["delta"] = {"content": message["content"]}
+            return body
         logprobs: dict[str, Any] | None = None
-        if self._wish.logprobs:
+        if self._wish.logprobs and event is not None:
             ids, values = event.token_ids, event.logprobs
             if self._wish.chat:
                 logprobs = {"content": self._content(ids, values), "refusal": None}
@@ -290,14 +315,9 @@ class Answer:
         }
 
     def first_chunks(self, choices: Sequence[Choice]) -> list[bytes]:
-        """What begins a stream: the role of each message of a chat."""
-        if not self._wish.chat:
-            return []
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        return [
-            self.chunk({"index": c.index, "delta": delta, "logprobs": None, "finish_reason": None})
-            for c in choices
-        ]
+        """What begins a stream."""
+        bodies = [choice.first_chunk() for choice in choices]
+        return [self.chunk(body) for body in bodies if body is not None]
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
         """A chunk of a stream, as an event."""

@@ -116,6 +116,16 @@ class Running:
         # Log-probs may be millions of numbers, for which other requests would wait.
         return await asyncio.to_thread(body) if self._wish.logprobs else body()
 
+    async def chunk(self, choice: Choice, text: str, tokens: Tokens | None) -> bytes | None:
+        """What a stream sends of an event; None: nothing."""
+
+        def event_bytes() -> bytes | None:
+            body = choice.chunk(text, tokens)
+            return None if body is None else self.frame.chunk(body)
+
+        # See `answer`.
+        return await asyncio.to_thread(event_bytes) if self._wish.scored else event_bytes()
+
     def leave(self) -> None:
         """Aborts what has not ended."""
         self._service.worker.cancel(self._job)
@@ -166,9 +176,8 @@ class Stream(Response):
         await self._write(send, running.frame.first_chunks(running.choices))
         try:
             async for choice, text, tokens in running.events():
-                body = None if tokens is None else choice.chunk(text, tokens)
-                if body is not None:
-                    await self._write(send, [running.frame.chunk(body)])
+                if (piece := await running.chunk(choice, text, tokens)) is not None:
+                    await self._write(send, [piece])
             chunks, status = running.frame.last_chunks(running.choices), self.status_code
         except ApiError as error:
             chunks, status = [event(error.body())], error.status

@@ -82,15 +82,14 @@ class Prompts:
     def render(self, wish: Wish) -> list[tuple[int, ...]]:
         """See `encode`; in this thread."""
         if wish.chat:
-            *turns, (_, question) = wish.messages
             template = Template(args=wish.template_args)
-            return self._rendered([question], template, special_tokens=False, turns=[tuple(turns)])
+            return self._rendered([None], template, special_tokens=False, turns=[wish.messages])
         texts = [prompt for prompt in wish.prompts if isinstance(prompt, str)]
         found = iter(self._rendered(texts, Template(text=""), special_tokens=True))
         return [next(found) if isinstance(p, str) else p for p in wish.prompts]
 
     def _rendered(
-        self, texts: Sequence[str], template: Template, **options: Any
+        self, texts: Sequence[str | None], template: Template, **options: Any
     ) -> list[tuple[int, ...]]:
         if not texts:
             return []
@@ -171,6 +170,6 @@ class Service:
             params,
             top=wish.top,
             temperature=wish.settings["temperature"],
-            scores=wish.top > 0 or (wish.echo and wish.logprobs),
+            scores=wish.scored,
             inbox=asyncio.Queue(),
         )

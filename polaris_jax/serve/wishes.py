@@ -83,7 +83,7 @@ class Wish:
         chat: True for chat completions.
         model: name of the model that is asked for; None: any.
         prompts: texts or token ids of each prompt; () for a chat.
-        messages: (role, text) of a chat; () otherwise. The last is the user's.
+        messages: (role, text) of a chat; () otherwise.
         template_args: (name, JSON text) of further variables of the chat template.
         n: responses a prompt.
         max_tokens: budget of a response; None: what the context leaves. 0: score the prompt alone.
@@ -121,6 +121,11 @@ class Wish:
     def responses(self) -> int:
         """Number of responses that the request asks for; a prompt to be scored counts as one."""
         return (1 if self.chat else len(self.prompts)) * (1 if self.max_tokens == 0 else self.n)
+
+    @property
+    def scored(self) -> bool:
+        """True if the answer names likeliest tokens, or log-probs of a prompt."""
+        return self.top > 0 or (self.echo and self.logprobs)
 
     def require_small_answer(self, prompts: Sequence[Sequence[int]], *, max_len: int) -> None:
         """Raises ApiError if the answer may hold more log-probs than `MOST_LOGPROBS`."""
@@ -229,13 +234,6 @@ def read_wish(body: Mapping[str, Any], *, chat: bool) -> Wish:
         raise fields.error("max_tokens", "it must be at least 1, or 0 with echo=true")
     if max_tokens == 0 and n > 1:
         raise fields.error("n", "it must be 1 where max_tokens=0 samples nothing")
-    if stream and (echo or top):
-        name = "echo" if echo else "top_logprobs" if chat else "logprobs"
-        raise fields.error(
-            name,
-            "the likeliest tokens and the prompt's come when a response has ended: they do "
-            "not go with stream=true",
-        )
     seed = fields.whole("seed", None)
     temperature = fields.real("temperature", 1.0, least=0.0, most=100.0)
     if 0 < temperature < LEAST:

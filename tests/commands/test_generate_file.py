@@ -138,7 +138,6 @@ def test_other_prompts_under_the_same_name_are_refused(words, tmp_path, capsys):
         ('{"prompt": 3}', "line 2: prompt: must be a text"),
         ('{"prompt": "x", "messages": []}', "line 2: needs either"),
         ('{"messages": [{"role": "user"}]}', "messages[0].content: must be a text"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "must be the user's"),
         ('{"messages": [{"role": "tool", "content": "x"}]}', "messages[0].role: must be one of"),
         ('{"prompt": "x", "seed": "y"}', "line 2: seed must be a whole number"),
         ("{", "line 2: not valid JSON"),
@@ -150,6 +149,15 @@ def test_a_bad_line_is_named_before_anything_is_sampled(words, tmp_path, capsys,
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_chat_that_ends_in_another_role_has_no_place_for_the_suffix(words, tmp_path, capsys):
+    chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    write(tmp_path / "in.jsonl", [{"messages": chat}])
+    assert main([*words, "--suffix= Now."]) == 2
+    assert "the last is not the user's, so that --suffix has no place" in capsys.readouterr().err
+    assert main(words) == 0
+    assert len(read(tmp_path / "out.jsonl")) == 2
 
 
 def test_a_damaged_input_leaves_the_rows_of_other_settings_where_they_are(words, tmp_path, capsys):

@@ -54,6 +54,7 @@ def test_history_saves_steps_and_changes_no_token(shards):
     by_rows = counts["draft_accepted_by_rows"]
     assert sum(by_rows) == counts["draft_accepted"]
     assert by_rows[ROWS.index(8 if shards == 1 else 4)] > 0
+    assert sum(counts["draft_steps_saved_by_rows"]) == counts["draft_steps_saved"]
     assert plain.driver.drafting.counts.stats()["verify_calls"] == 0
 
 

@@ -135,6 +135,53 @@ def test_a_streams_logprobs_are_the_answers(server):
         assert [x for part in parts for x in part[name]] == choice["logprobs"][name]
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (PLAIN, {"logprobs": 2}),
+        (PLAIN, {"logprobs": 2, "echo": True}),
+        (PLAIN, {"logprobs": 0, "echo": True}),
+        (PLAIN, {"logprobs": 1, "echo": True, "max_tokens": 0}),
+        (CHATS, {"logprobs": True, "top_logprobs": 3}),
+    ],
+)
+def test_a_streams_choice_with_scores_is_one_chunk(server, path, more):
+    body = CHAT if path == CHATS else {"prompt": "Start with 2."}
+    body = body | {"n": 2, "seed": 4, "max_tokens": 8} | more
+    body["n"] = 1 if body["max_tokens"] == 0 else 2
+    whole = server.ask(path, body)[1]["choices"]
+    streamed = [chunk["choices"][0] for chunk in server.stream(path, body)]
+    if path == CHATS:
+        for choice in whole:
+            choice["delta"] = {"content": choice.pop("message")["content"]}
+        assert [choice["delta"]["role"] for choice in streamed[:2]] == ["assistant"] * 2
+        streamed = streamed[2:]
+    assert sorted(streamed, key=lambda choice: choice["index"]) == whole
+
+
+@pytest.mark.parametrize("max_tokens", [0, 6])
+def test_a_stream_with_echo_begins_with_the_prompt(server, max_tokens):
+    body = {"prompt": "Start with 2.", "echo": True, "seed": 4, "max_tokens": max_tokens}
+    (whole,) = server.ask(PLAIN, body)[1]["choices"]
+    first, *others = [chunk["choices"][0] for chunk in server.stream(PLAIN, body)]
+    assert (first["text"], first["finish_reason"]) == ("Start with 2.", None)
+    assert first["text"] + "".join(choice["text"] for choice in others) == whole["text"]
+    assert others[-1]["finish_reason"] == whole["finish_reason"]
+
+
+def test_messages_keep_their_order(server, alone):
+    turns = ("user", "Start with 3."), ("system", "Be short."), ("assistant", "3 4")
+    messages = [{"role": role, "content": text} for role, text in turns]
+    body = {"messages": messages, "temperature": 0, "max_tokens": 12}
+    (choice,) = server.ask(CHATS, body)[1]["choices"]
+    prompt = alone.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    ids = alone.tokenizer.encode(prompt, add_special_tokens=False)
+    (response,) = alone(ids, temperature=0.0, max_tokens=12)
+    assert choice["message"]["content"] == alone.text(response)
+
+
 def test_stop_strings_are_left_out_and_end_the_response(server):
     body = {"prompt": "Start with 2.", "seed": 3, "max_tokens": 40, "ignore_eos": True}
     text = server.ask(PLAIN, body)[1]["choices"][0]["text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 from typing import Any
@@ -87,6 +88,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
         UsageError=UsageError, AuthenticationError=AuthenticationError, CommError=CommError
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: fake)
+    real = importlib.util.find_spec  # epath remembers for a process what it says of tensorflow
+
+    def find_spec(name: str, package: str | None = None) -> Any:
+        return fake if name == "wandb" else real(name, package)
+
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     return runs
