@@ -4,12 +4,14 @@
     python benchmarks/check.py --write                      records this machine's ratios
     python benchmarks/check.py --new A.json --record B.json compares two records, measures nothing
 
-The ratio is our tokens/s over an anchor's: the model's matrix products alone in plain jax
-(`peers/anchor.py`), 32 rows for the sampler on S1 and S6, 2,048 rows for the update on U1, a third
-of whose rate stands for forward and backward. Anchor and side take turns, and the median of the
-pairs counts. Peers are not run: `--new` with a record of `benchmarks/sampler.py` or `update.py`
-checks their ratios. A ratio depends on the processor (caches, vector units), so the record of
-another one is refused. Exit 0: kept; 1: a ratio fell; 2: nothing to compare with.
+The ratio is our tokens/s over an anchor's: the model's matrix products alone in plain jax, in
+float32 (`peers/anchor.py`). 32 rows stand for the sampler: on S1, in bfloat16 too where the CPU
+multiplies it, on S5 (a vocabulary of 151,936) and S6 (longer responses). 2,048 rows stand for the
+update on U1, a third of their rate for forward and backward. Anchor and side take turns, and the
+median of the pairs counts. Peers are not run: `--new` with a record of `benchmarks/sampler.py` or
+`update.py` checks their ratios. A ratio depends on the processor (caches, vector units): each kind
+has its record in docs/results/bench_check, and another one's is refused.
+Exit 0: kept; 1: a ratio fell; 2: nothing to compare with.
 """
 
 from __future__ import annotations
@@ -18,19 +20,21 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import update
 from peers import record
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "docs" / "results" / "bench_check.json"
+RECORDS = ROOT / "docs" / "results" / "bench_check"
 SAMPLER_ROWS, UPDATE_ROWS = 32, 2048
-SAMPLED = ("S1", "S6")
+SAMPLED = (("S1", "float32"), ("S1", "bfloat16"), ("S5", "float32"), ("S6", "float32"))
 UPDATED = "U1"
 
 
@@ -38,22 +42,12 @@ def main() -> None:
     args = _arguments()
     if args.tiny and (args.write or args.new):
         _refuse("--tiny: its figures mean nothing, so it neither writes nor compares; leave it out")
-    recorded = None
-    if not args.write and not args.tiny:
-        if not args.record.exists():
-            _refuse(f"{args.record}: no such record; make one with --write on an idle machine")
-        recorded = record.read(args.record)
     new = record.read(args.new) if args.new else None
-    here = (new.cpu, new.threads) if new else (record.cpu_name(), args.threads)
-    if recorded is not None and (there := (recorded.cpu, recorded.threads)) != here:
-        _refuse(
-            f"{args.record}: measured on {there[0]} with {there[1]} threads, "
-            f"{args.new or 'this'} is {here[0]} with {here[1]}; record this machine with --write "
-            "--record=FILE first, at a commit that is known to be fast"
-        )
+    here = new or record.new_record("check", threads=args.threads, rows=())
+    recorded = None if args.write or args.tiny else _recorded(args, here)
     found = new or measured(args)
     if args.write:
-        found.write(args.record)
+        found.write(args.record or RECORDS / f"{_file_name(found)}.json")
     print("\n".join(record.table(found)))
     if recorded is None:
         return
@@ -62,9 +56,36 @@ def main() -> None:
     sys.exit(1 if lines else 0)
 
 
+def _recorded(args: argparse.Namespace, here: record.Record) -> record.Record:
+    """The record of `--record`, or the one of this kind of machine."""
+    remedy = "record this machine with --write first, at a commit that is known to be fast"
+    if args.record is None:
+        known = [record.read(path) for path in sorted(RECORDS.glob("*.json"))]
+        for one in known:
+            if one.is_of(here):
+                return one
+        _refuse(
+            f"{RECORDS}: no record of {here.machine}, only of "
+            f"{'; '.join(one.machine for one in known) or 'no machine'}; {remedy}"
+        )
+    if not args.record.exists():
+        _refuse(f"{args.record}: no such record; make one with --write on an idle machine")
+    recorded = record.read(args.record)
+    if not recorded.is_of(here):
+        _refuse(
+            f"{args.record}: measured on {recorded.machine}, {args.new or 'this'} is "
+            f"{here.machine}; {remedy}"
+        )
+    return recorded
+
+
+def _file_name(found: record.Record) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", found.machine.lower()).strip("_")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="our speed over the machine's, as recorded?")
-    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--record", type=Path, help="default: this machine's in docs/results")
     parser.add_argument("--new", type=Path, help="compare this record; measure nothing")
     parser.add_argument("--write", action="store_true", help="write the record, compare nothing")
     parser.add_argument("--rounds", type=int, default=5)
@@ -73,7 +94,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _refuse(text: str) -> None:
+def _refuse(text: str) -> NoReturn:
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
 
@@ -84,13 +105,16 @@ def measured(args: argparse.Namespace) -> record.Record:
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
-        for name in SAMPLED[: 1 if args.tiny else None]:
-            rows += _sampler(args, name, Path(folder))
+        from polaris_jax.rollout.native.build import multiplies_bfloat16
+
+        for name, dtype in SAMPLED[: 1 if args.tiny else None]:
+            if dtype == "float32" or multiplies_bfloat16():
+                rows += _sampler(args, name, dtype, Path(folder))
         rows += _update(args, Path(folder))
     return record.new_record("check", threads=args.threads, rows=rows)
 
 
-def _sampler(args: argparse.Namespace, name: str, folder: Path) -> list[record.Row]:
+def _sampler(args: argparse.Namespace, name: str, dtype: str, folder: Path) -> list[record.Row]:
     from peers.sampling import ours
     from peers.sampling.driver import OURS, Process, Side, job_of
     from peers.sampling.workloads import WORKLOADS, requests, shrunk
@@ -99,7 +123,8 @@ def _sampler(args: argparse.Namespace, name: str, folder: Path) -> list[record.R
     weights = ours.write_weights(workload.model, folder)
     vocab = ours.vocab_size(weights)
     job = job_of(workload, weights, threads=args.threads)
-    process = Process(Side(OURS, OURS), sys.executable, job, timeout_s=1800)
+    side = Side(OURS, OURS, {"dtype": dtype})
+    process = Process(side, sys.executable, job, timeout_s=1800)
     try:
         answers, anchors = [], []
         for number in range(args.rounds + 1):
@@ -116,6 +141,7 @@ def _sampler(args: argparse.Namespace, name: str, folder: Path) -> list[record.R
         rates,
         anchors,
         seconds=statistics.median(answer["seconds"] for answer in answers),
+        dtype=dtype,
         allocator=process.libraries["allocator"],
         peak_bytes=max(answer["peak_bytes"] for answer in answers),
     )
@@ -135,6 +161,7 @@ def _update(args: argparse.Namespace, folder: Path) -> list[record.Row]:
         [run["real_tokens"] / s for run, s in zip(runs, seconds, strict=True)],
         anchors,
         seconds=statistics.median(seconds),
+        dtype="float32",
         allocator=runs[0]["allocator"],
         peak_bytes=max(run["peak_bytes"] for run in runs),
     )
@@ -156,16 +183,20 @@ def rows_of(
     anchors: list[float],
     *,
     seconds: float,
+    dtype: str,
     allocator: str,
     peak_bytes: int,
 ) -> list[record.Row]:
-    """Our row and the anchor's, whose ratio is the median over the turns."""
+    """Our row and the anchor's, whose ratio is the median over the turns.
+
+    The anchor's row has our dtype, by which rows are compared; its products are in float32.
+    """
     mine = record.Row(
         workload=workload,
         side=record.OURS,
         system=record.OURS,
         version="this commit",
-        dtype="float32",
+        dtype=dtype,
         allocator=allocator,
         settings={},
         seconds=seconds,

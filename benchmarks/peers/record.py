@@ -24,6 +24,12 @@ OURS = "polaris_jax"
 ANCHOR = "bare products"
 FORMS = ("mode", "batches")  # what tells a system's sides apart that are no points of a grid
 LEAST_SHARE = 0.95  # of a recorded ratio
+VECTORS = (
+    "amx_bf16",
+    "avx512_bf16",
+    "avx512f",
+    "avx2",
+)  # the best first, as /proc/cpuinfo has them
 S = TypeVar("S", bound="Compared")
 
 
@@ -85,6 +91,8 @@ class Record:
         threads: threads of every side.
         rows: what was measured.
         notes: lines about growth, failures and grids.
+        vectors: the best of `VECTORS` that the processor has, which its name may not say; "": not
+            known, as in earlier records.
     """
 
     benchmark: str
@@ -94,6 +102,18 @@ class Record:
     threads: int
     rows: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
+    vectors: str = ""
+
+    @property
+    def machine(self) -> str:
+        """Processor, its vector units and the threads, in words."""
+        units = f" with {self.vectors}" if self.vectors else ""
+        return f"{self.cpu}{units}, {self.threads} threads"
+
+    def is_of(self, other: Record) -> bool:
+        """True if ratios of two records may be compared: both are of one kind of machine."""
+        vectors = self.vectors == other.vectors or not (self.vectors and other.vectors)
+        return vectors and (self.cpu, self.threads) == (other.cpu, other.threads)
 
     def write(self, path: Path) -> None:
         """Writes the record, in place of what was there."""
@@ -112,6 +132,7 @@ def new_record(
         threads=threads,
         rows=tuple(rows),
         notes=tuple(notes),
+        vectors=vector_units(),
     )
 
 
@@ -143,6 +164,14 @@ def cpu_name() -> str:
         lines = info.read_text().splitlines()
         name = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
     return f"{name or platform.processor() or 'unknown'} ({platform.machine()}, {os.cpu_count()})"
+
+
+def vector_units() -> str:
+    """The best of `VECTORS` that this processor has; "" if it has none, or does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((set(x.split()) for x in lines if x.startswith("flags")), set())
+    return next((name for name in VECTORS if name in flags), "")
 
 
 def worse(recorded: Record, found: Record, *, least: float = LEAST_SHARE) -> list[str]:

@@ -64,7 +64,7 @@ from polaris_jax.models.weights.tensors import (
     to_hf,
 )
 from polaris_jax.sharding import SAMPLER_RULES
-from polaris_jax.system.files import AnyPath, as_place, first_line, is_remote
+from polaris_jax.system.files import AnyPath, as_place, files_below, first_line, is_remote
 from polaris_jax.system.foreign import naming
 
 _PREFIX = "params/"
@@ -365,9 +365,9 @@ def convert(
         beside = out / TOKENIZER
         beside.mkdir()
         ids = _bring(weights, tokenizer_from, beside)
-        if any(beside.iterdir()):
+        if any(files_below(beside)):
             seal(beside)
-        else:
+        elif not is_remote(beside):  # a store has no empty folders
             beside.rmdir()
         checkpointer = Checkpointer(out, architecture=config.architecture())
         save_weights(checkpointer, config, weights, dtype=kind, token_ids=ids)

@@ -36,6 +36,7 @@ from etils import epath
 from polaris_jax.system.files import (
     AnyPath,
     delete,
+    entries,
     files_below,
     first_line,
     is_folder,
@@ -369,7 +370,7 @@ class StepFolders:
 
     def sweep(self) -> None:
         """Deletes what kills have left. Call only if this run owns the directory."""
-        for path in list(self.directory.iterdir()) if self.directory.is_dir() else ():
+        for path in entries(self.directory):
             step = step_number(path.name.split(".")[0])
             if step is None:
                 continue

@@ -16,7 +16,7 @@ from etils import epath
 
 from polaris_jax.models.config import ModelConfig, shortened
 from polaris_jax.models.weights.sources import GGUF_SUFFIX, resolve
-from polaris_jax.system.files import is_remote, write_bytes
+from polaris_jax.system.files import entries, is_remote, write_bytes
 from polaris_jax.system.foreign import (
     DOWNLOAD,
     TOKENIZER_BYTES,
@@ -163,7 +163,7 @@ def check_tokenizer_files(place: epath.Path) -> None:
             read_text(file)
         else:
             read_bytes(file, most_bytes=TOKENIZER_BYTES)
-    for file in (place / _TEMPLATES).iterdir() if (place / _TEMPLATES).is_dir() else ():
+    for file in entries(place / _TEMPLATES):
         read_text(file)
 
 
@@ -219,10 +219,9 @@ def copy_tokenizer(source: epath.Path, target: epath.Path) -> None:
     for name in (*TOKENIZER_FILES, GENERATION_FILE):
         if (source / name).exists():
             _copy(source / name, target / name)
-    if (source / _TEMPLATES).is_dir():
+    for file in entries(source / _TEMPLATES):
         (target / _TEMPLATES).mkdir(exist_ok=True)
-        for file in (source / _TEMPLATES).iterdir():
-            _copy(file, target / _TEMPLATES / file.name)
+        _copy(file, target / _TEMPLATES / file.name)
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:
@@ -287,9 +286,7 @@ def replace_tokenizer(
             write_bytes(local / _TEMPLATE_FILE, template.encode())  # comes before any other
         copy_tokenizer(local, target)
         templates = target / _TEMPLATES
-        names = [
-            f"{_TEMPLATES}/{f.name}" for f in (templates.iterdir() if templates.is_dir() else ())
-        ]
+        names = [f"{_TEMPLATES}/{file.name}" for file in entries(templates)]
         for name in (*TOKENIZER_FILES, GENERATION_FILE, *names):
             if not (local / name).exists():
                 (target / name).unlink(missing_ok=True)

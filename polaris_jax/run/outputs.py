@@ -33,7 +33,7 @@ from polaris_jax.run import workdir as workdir_lib
 from polaris_jax.run.standing import BEFORE
 from polaris_jax.system import processes
 from polaris_jax.system.cache import cpu_features
-from polaris_jax.system.files import delete_partials
+from polaris_jax.system.files import delete_partials, files_below
 from polaris_jax.system.foreign import one_line
 from polaris_jax.system.progress import say
 
@@ -98,7 +98,7 @@ class Outputs:
         if self._first:  # before anything is cut: a place that cannot be written loses nothing
             tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
             tokenizer_dir.mkdir(parents=True, exist_ok=True)
-            for folder in (tokenizer_dir, *(p for p in tokenizer_dir.iterdir() if p.is_dir())):
+            for folder in {path.parent for path in files_below(tokenizer_dir)}:
                 delete_partials(folder)
             (tokenizer_dir / MANIFEST).unlink(missing_ok=True)
             # Again: a kill may have torn it.

@@ -35,6 +35,7 @@ from polaris_jax.system.files import (
     as_place,
     delete,
     delete_partials,
+    entries,
     is_remote,
     write_bytes,
     write_json,
@@ -286,7 +287,7 @@ def write_rollouts(workdir: AnyPath, step: int, rows: Iterable[dict[str, Any]]) 
 def delete_rollouts_from(workdir: AnyPath, step: int) -> None:
     """Deletes the rollouts of `step` and later steps, which a resumed run writes again."""
     folder = as_place(workdir) / ROLLOUTS
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in entries(folder):
         match = re.fullmatch(r"step_(\d+)\.jsonl", path.name)
         if match and int(match[1]) >= step:
             path.unlink()
@@ -318,9 +319,7 @@ def _fitting_record(workdir: epath.Path, config: RunConfig) -> dict[str, Any] | 
 def _refuse_orphans(workdir: epath.Path) -> None:
     # Results without a record are refused: resuming them could silently mix two configs.
     folder, metrics = workdir / "checkpoints", workdir / "metrics.jsonl"
-    steps = (
-        [p for p in folder.iterdir() if re.fullmatch("[0-9]+", p.name)] if folder.is_dir() else []
-    )
+    steps = [path for path in entries(folder) if re.fullmatch("[0-9]+", path.name)]
     for path, present in ((folder, bool(steps)), (metrics, metrics.exists())):
         if present:
             raise ConfigError(
@@ -331,11 +330,11 @@ def _refuse_orphans(workdir: epath.Path) -> None:
 
 def _delete_made_by_training(workdir: epath.Path) -> None:
     for pattern, inside in _MADE_BY_TRAINING.items():
-        for path in [p for p in workdir.iterdir() if re.fullmatch(pattern, p.name)]:
+        for path in [p for p in entries(workdir) if re.fullmatch(pattern, p.name)]:
             if inside is None:
                 delete(path)
                 continue
-            for item in [p for p in path.iterdir() if re.fullmatch(inside, p.name)]:
+            for item in [p for p in entries(path) if re.fullmatch(inside, p.name)]:
                 delete(item)
             if not is_remote(path):  # a store has no empty folders
                 with contextlib.suppress(OSError):  # not empty: it holds files that are not ours

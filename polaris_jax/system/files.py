@@ -182,9 +182,9 @@ def delete_partials(folder: epath.Path, names: Collection[str] | None = None) ->
         folder: where they lie; in a store and in an absent folder there are none.
         names: names of the files; None: of every file in the folder.
     """
-    if is_remote(folder) or not folder.is_dir():
+    if is_remote(folder):
         return
-    for path in folder.iterdir():
+    for path in entries(folder):
         made = _PARTIAL_OF.fullmatch(path.name)
         if made and (names is None or made[1] in names):
             path.unlink(missing_ok=True)
@@ -229,11 +229,14 @@ def write_json(path: AnyPath, value: Any, *, indent: int | None = 2) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
+def entries(directory: epath.Path) -> list[epath.Path]:
+    """A directory's entries; none if it does not exist, as an empty one in a store does not."""
+    return list(directory.iterdir()) if directory.is_dir() else []
+
+
 def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
     """A directory's entries whose names match, sorted. A glob would also expand the path itself."""
-    if not directory.is_dir():
-        return []
-    found = [path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+    found = [path for path in entries(directory) if fnmatch.fnmatchcase(path.name, pattern)]
     return sorted(found, key=lambda path: path.name)
 
 

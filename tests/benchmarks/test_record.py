@@ -97,8 +97,15 @@ def test_the_readme_quotes_the_fastest_side_of_our_dtype_and_of_any():
 
 def test_our_rate_over_the_anchors_is_the_median_over_the_turns():
     mine, anchor = check.rows_of(
-        "S1", [10.0, 20.0, 40.0], [100.0, 100.0, 100.0], seconds=3.0, allocator="libc", peak_bytes=9
+        "S1",
+        [10.0, 20.0, 40.0],
+        [100.0, 100.0, 100.0],
+        seconds=3.0,
+        dtype="bfloat16",
+        allocator="libc",
+        peak_bytes=9,
     )
+    assert mine.dtype == anchor.dtype == "bfloat16"
     assert (mine.ratio, mine.tokens_per_s) == (None, 20.0)
     assert (anchor.side, anchor.ratio) == (record.ANCHOR, 0.2)
 
@@ -138,7 +145,34 @@ def test_another_processors_record_is_refused(tmp_path, monkeypatch, capsys):
     made(OUR_ROW, ROW).write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"cpu": "an abacus"}))
     assert run_check(monkeypatch, f"--record={path}") == 2
-    assert "measured on an abacus with 2 threads, this is" in capsys.readouterr().err
+    assert "measured on an abacus" in (said := capsys.readouterr().err)
+    assert ", 2 threads, this is " in said
+
+
+@pytest.mark.parametrize("vectors", ["", "here"])
+def test_the_record_of_this_machine_is_found_among_others(vectors, tmp_path, monkeypatch, capsys):
+    """One name may stand for processors with other vector units."""
+    monkeypatch.setattr(record, "vector_units", lambda: "here")
+    monkeypatch.setattr(check, "RECORDS", tmp_path)
+    assert run_check(monkeypatch) == 2
+    assert "only of no machine; record this machine" in capsys.readouterr().err
+    other, own = made(OUR_ROW, ROW), dataclasses.replace(made(OUR_ROW, ROW), vectors=vectors)
+    dataclasses.replace(other, vectors="there").write(tmp_path / "a.json")
+    new = tmp_path / "new"
+    made(OUR_ROW, ROW).write(new)
+    assert run_check(monkeypatch, f"--new={new}") == 2
+    assert " with there, 2 threads" in capsys.readouterr().err
+    own.write(tmp_path / "b.json")
+    assert run_check(monkeypatch, f"--new={new}") == 0
+    assert "kept: every ratio" in capsys.readouterr().out
+
+
+def test_a_record_is_written_under_its_machines_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "RECORDS", tmp_path)
+    found = dataclasses.replace(made(OUR_ROW, ROW), cpu="A (R) CPU", vectors="avx2")
+    monkeypatch.setattr(check, "measured", lambda args: found)
+    assert run_check(monkeypatch, "--write") == 0
+    assert record.read(tmp_path / "a_r_cpu_with_avx2_2_threads.json") == found
 
 
 @pytest.mark.parametrize("other", [{"cpu": "an abacus"}, {"threads": 64}], ids=str)

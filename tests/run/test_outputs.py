@@ -119,6 +119,19 @@ def test_a_start_deletes_what_a_kill_left_of_the_tokenizer(tmp_path):
     assert "tokenizer_config.json" in step_folders.fault(folder)
 
 
+def test_a_run_starts_twice_in_a_bucket(bucket):
+    config, place = build_config(default_config()), epath.Path("gs://bucket/run")
+    for _ in range(2):
+        with (
+            workdir_lib.claim(place, config) as claim,
+            contextlib.closing(
+                Outputs(place, config, claim, tokenizer=build_tokenizer())
+            ) as outputs,
+        ):
+            outputs.begin(first_step=0, lines_from=0)
+        assert step_folders.fault(place / "checkpoints" / "tokenizer") is None
+
+
 def test_a_tokenizer_that_cannot_be_written_stops_a_resume_before_anything_is_cut(tmp_path):
     config = build_config(default_config())
     in_the_way = tmp_path / "checkpoints" / "tokenizer" / "tokenizer.json"

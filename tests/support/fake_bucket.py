@@ -137,12 +137,17 @@ class EpathDoor(backend._OsPathBackend):
         return bool(self._bucket.names(f"{_name(path)}/"))
 
     def listdir(self, path):
+        if names := self._inside(path):
+            return names
+        raise FileNotFoundError(2, "no such folder", str(path))  # as gcsfs: none is empty
+
+    def _inside(self, path):
         prefix = f"{_name(path)}/"
         return sorted({n.removeprefix(prefix).split("/")[0] for n in self._bucket.names(prefix)})
 
     def glob(self, path):
         folder, _, pattern = os.fspath(path).rpartition("/")
-        return [f"{folder}/{n}" for n in self.listdir(folder) if fnmatch.fnmatchcase(n, pattern)]
+        return [f"{folder}/{n}" for n in self._inside(folder) if fnmatch.fnmatchcase(n, pattern)]
 
     def walk(self, top, *, top_down=True, on_error=None):
         return pytest.fail(f"{top} is walked: gcsfs gives paths without their scheme")

@@ -65,7 +65,7 @@ from polaris_jax.models.weights.tensors import (
     tensor_blocks,
     to_hf,
 )
-from polaris_jax.system.files import matching
+from polaris_jax.system.files import entries, matching
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 RopeSpec = RopeScaling | Mapping[str, Any]
@@ -321,13 +321,13 @@ def export_into(directory: epath.Path) -> Iterator[None]:
     """
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    before = {path.name for path in directory.iterdir()}
+    before = {path.name for path in entries(directory)}
     _remove_weights(directory)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for path in directory.iterdir():
+            for path in entries(directory):
                 if path.name not in before:
                     path.rmtree() if path.is_dir() else path.unlink()
             _remove_weights(directory)

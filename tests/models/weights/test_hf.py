@@ -1,5 +1,6 @@
 """Checkpoints in and out: bit for bit, sharded, streamed, and every defect named."""
 
+import contextlib
 import dataclasses
 import json
 import tracemalloc
@@ -24,7 +25,7 @@ from polaris_jax.models import (
 )
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.models.tokenizer import load_tokenizer
-from polaris_jax.models.weights.hf import stream_convert
+from polaris_jax.models.weights.hf import export_into, stream_convert
 from polaris_jax.models.weights.hf_config import parse_config
 from polaris_jax.models.weights.safetensors import INDEX_FILE, write_safetensors
 from tests.fixtures.parity_cases import (
@@ -377,6 +378,17 @@ def test_converting_onto_itself_is_refused(tmp_path):
     with pytest.raises(ValueError, match="source itself"):
         stream_convert(tmp_path, tmp_path)
     load_pretrained(tmp_path)
+
+
+def test_an_export_that_fails_leaves_nothing_in_a_store(bucket):
+    """A store has no folder before the first object, and none after the last."""
+    place = epath.Path("gs://bucket/new")
+    for names in ((), ("model.safetensors", "tokenizer.json")):
+        with contextlib.suppress(InterruptedError), export_into(place):
+            for name in names:
+                (place / name).write_bytes(b"x")
+            raise InterruptedError
+    assert not bucket.objects
 
 
 def test_an_object_store_is_read_and_written_without_a_rename(tmp_path, monkeypatch):
