@@ -104,9 +104,12 @@ def test_a_run_that_lives_holds_its_lock(tmp_path):
     ],
 )
 def test_a_run_that_has_ended(tmp_path, steps, start, words):
-    lives, said = status(make_run(tmp_path, steps=steps, start=start))
+    workdir = make_run(tmp_path, steps=steps, start=start)
+    alive(workdir, 0, 20)
+    lives, said = status(workdir)
     assert not lives
     assert words in said["run"]
+    assert ("process 0" in said) == (words != ": finished")  # where an unfinished one stopped
 
 
 def test_a_later_start_that_was_killed_is_not_the_end_of_an_earlier_one(tmp_path):
