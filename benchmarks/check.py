@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import update
-from peers import record
+from peers import dtypes, record
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results" / "bench_check"
@@ -105,10 +105,8 @@ def measured(args: argparse.Namespace) -> record.Record:
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
-        from polaris_jax.rollout.native.build import multiplies_bfloat16
-
         for name, dtype in SAMPLED[: 1 if args.tiny else None]:
-            if dtype == "float32" or multiplies_bfloat16():
+            if dtype == "float32" or not dtypes.without_bfloat16():
                 rows += _sampler(args, name, dtype, Path(folder))
         rows += _update(args, Path(folder))
     return record.new_record("check", threads=args.threads, rows=rows)
