@@ -151,12 +151,10 @@ def assert_same_parameters(workdir: Path, alone: Path) -> None:
         assert gap <= tolerance, f"{name}: {gap:.2e}, over {tolerance:.2e}"
 
 
-def assert_shares(workdir: Path, *, expected: list[int]) -> None:
-    """What each process graded of a step's answers, where no stage entry added its probes."""
+def graded_by_process(workdir: Path) -> list[list[int]]:
+    """What each process graded in each step."""
     timing = [json.loads(text) for text in (workdir / "timing.jsonl").read_text().splitlines()]
-    assert expected in [step["reward/graded_by_process"] for step in timing]
-    for step in timing:
-        assert len(set(step["reward/graded_by_process"])) == 1
+    return [step["reward/graded_by_process"] for step in timing]
 
 
 def assert_one_line(said: str) -> None:
@@ -191,6 +189,7 @@ def test_a_killed_pair_resumes_and_ends_as_one_process_does(base, alone, tmp_pat
     kill_one(base, workdir, killed=1)
     lives, lines = status_lines(epath.Path(workdir), now_s=time.time())
     assert not lives and "rerun the same command to continue" in lines[0]
+    assert [text[:9] for text in lines if text.startswith("process ")] == ["process 0", "process 1"]
 
     with Pair(base, workdir) as pair:
         status, out, err = pair.outcome()
@@ -201,13 +200,14 @@ def test_a_killed_pair_resumes_and_ends_as_one_process_does(base, alone, tmp_pat
     assert [t for t in (out + err).splitlines() if t.startswith("[1] ") and "[Gloo]" not in t] == []
     assert_same_tokens(workdir, alone)
     assert_same_parameters(workdir, alone)
-    assert_shares(workdir, expected=[12, 12])
-    assert_shares(alone, expected=[24])
+    shares = graded_by_process(workdir)
+    assert [[sum(share)] for share in shares] == graded_by_process(alone)
+    # Samples are dealt by the tokens that they may take, so the numbers are not always equal.
+    assert [12, 12] in shares and all(min(share) >= 8 for share in shares)
     for name in ("metrics.jsonl", "stages.json"):
         assert (workdir / name).exists()
     lives, lines = status_lines(epath.Path(workdir), now_s=time.time())
     assert not lives and lines[0].endswith(": finished")
-    assert [text[:9] for text in lines if text.startswith("process ")] == ["process 0", "process 1"]
 
 
 @pytest.mark.slow
