@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -209,8 +210,10 @@ def test_two_of_a_command_do_not_write_the_same_files(base_and_problems, tmp_pat
     lock = tmp_path / ".evaluate.lock"
     while not (lock.exists() and lock.read_text()):
         assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)  # on a loaded machine it could end before the second begins
     second, other = start(), start("--tag=other")
     err = second.communicate()[1]
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert f"`polaris evaluate` with --tag= already runs in it (pid {first.pid} on " in err
     for process in (first, other):

@@ -89,7 +89,8 @@ def test_status_on_a_run_that_lives_has_died_and_has_ended(scored):
     last = "\n".join(looks[4][1])
     assert "steps       5 of 5 done" in last
     assert "before training" in last and "after 4 steps" in last
-    assert "process 0" in last
+    shown = ["process 0" in "\n".join(lines) for _, lines, _ in looks]
+    assert shown == [True, True, True, True, False]  # where it stopped, if it has not finished
 
 
 def test_show_on_a_run_that_was_killed_and_has_ended(scored, capsys):
