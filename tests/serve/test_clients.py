@@ -123,6 +123,13 @@ def test_the_openai_package(address, model_dir):
         usage = chunk.usage
     assert pieces == {c.index: c.message.content for c in whole.choices}
     assert usage == whole.usage
+    scores = []
+    scored = client.chat.completions.create(
+        n=2, logprobs=True, top_logprobs=3, stream=True, **settings
+    )
+    for chunk in scored:
+        scores += [(c.index, c.logprobs.content) for c in chunk.choices if c.logprobs]
+    assert sorted(scores) == [(c.index, c.logprobs.content) for c in whole.choices]
 
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{address}/v1", api_key="no", max_retries=0).models.list()
