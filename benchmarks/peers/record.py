@@ -196,6 +196,13 @@ def worse(recorded: Record, found: Record, *, least: float = LEAST_SHARE) -> lis
     return lines
 
 
+def unrecorded(recorded: Record, found: Record) -> list[Row]:
+    """The rows of `found` with a ratio that nothing is recorded for."""
+    known = {row.compared_by for row in recorded.rows if not row.candidate}
+    rows = (row for row in found.rows if not row.candidate and row.ratio is not None)
+    return [row for row in rows if row.system != OURS and row.compared_by not in known]
+
+
 class Compared(Protocol):
     """A side of a benchmark."""
 

@@ -160,12 +160,12 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     from polaris_jax.models.tokenizer import sampled_stop_ids
     from polaris_jax.rollout import Sampler, SamplingParams
     from polaris_jax.serve import server
-    from polaris_jax.serve.fields import ApiError
     from polaris_jax.serve.gauges import Gauges
     from polaris_jax.serve.http import LOOPBACK, Door, Limits
     from polaris_jax.serve.service import Inboxes, Service
     from polaris_jax.serve.weights import Updates, load_followed, load_served, newest_step
     from polaris_jax.serve.worker import Worker
+    from polaris_jax.system.foreign import ForeignFileError
     from polaris_jax.system.signals import INTERRUPTED_STATUS
 
     if jax.process_count() > 1:
@@ -228,7 +228,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
         progress.line(f"warning: --host={place.host} without a key: whoever reaches it may sample")
     try:
         service.prompts.start()
-    except ApiError as error:
+    except ForeignFileError as error:
         progress.line(f"warning: {error}")
     worker.start()
     host, port = listening.getsockname()[:2]

@@ -80,7 +80,7 @@ def status_lines(workdir: epath.Path, *, now_s: float) -> tuple[bool, list[str]]
     rows = [("run", f"{workdir}: {state}"), *_rows(run, lives=lives, now_s=now_s)]
     if compared := compare_with_reference(workdir):
         rows.append(("expected", compared.text))
-    if lives or not run.finished:  # where did it stop?
+    if lives or not run.finished:  # of a finished run a sign of life says nothing
         rows += [(f"process {sign.process}", _sign_text(sign, now_s)) for sign in signs]
     rows += _warning_rows(run, warnings, now_s)
     return lives, [f"{name:<12}{printable(text)}" for name, text in rows]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from polaris_jax.system.foreign import TOKENIZER_PATH, ForeignFileError, shown
@@ -88,7 +88,8 @@ class PromptRenderer:
     ) -> Prompt:
         """The prompt of one question, its suffix included, after the turns before it.
 
-        None in the place of a question: `before` is the complete chat, which keeps its order.
+        None in the place of a question: `before` is the complete chat, which keeps its order. Its
+        assistant's thoughts are such to the template, which may leave them out of earlier turns.
         """
         turns = list(before)
         if content is not None:
@@ -104,7 +105,10 @@ class PromptRenderer:
         if templated not in self._safe:
             self._safe[templated] = _SafeEncoder(self._tokenizer, self._spelt, templated=templated)
         safe = self._safe[templated]
-        marked = [(role, safe.marked(text)) for role, text in turns]
+        marked = [
+            (role, safe.marked(text, thinks=content is None and role == "assistant"))
+            for role, text in turns
+        ]
         text = self._templated_text(marked, template)
         return safe.unmarked(text), tuple(safe.encode(text))
 
@@ -139,7 +143,8 @@ class PromptRenderer:
     def _may_forge(self, turns: Sequence[tuple[str, str]], text: str, template: Template) -> bool:
         """True if the text may have special tokens that the template did not write.
 
-        A system turn and a prefill are the config's own: their special tokens are meant as such.
+        `Template.system` and a prefill are the config's own: their special tokens are meant as
+        such.
         """
         assert self._spelt is not None
         if any(self._spelt.search(turn) for _, turn in turns):
@@ -167,14 +172,19 @@ def _spelt_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     return _pattern(tokenizer)
 
 
-def _pattern(tokenizer: Any, *, as_words: bool = False) -> re.Pattern[str]:
+def _pattern(
+    tokenizer: Any, *, as_words: bool = False, without: Collection[str] = ()
+) -> re.Pattern[str]:
     """A pattern of all special and added tokens, the longest first.
 
     Args:
         tokenizer: has at least one such token.
         as_words: True matches a token that is a word of its own only where it is one.
+        without: tokens that are no part of it. Without any other it matches nothing.
     """
-    added = _added_tokens(tokenizer)
+    added = {t: token for t, token in _added_tokens(tokenizer).items() if t not in without}
+    if not added:
+        return re.compile(r"(?!)")
     words = {text for text, token in added.items() if as_words and token.single_word}
     texts = [
         rf"(?<!\w){re.escape(text)}(?!\w)" if text in words else re.escape(text)
@@ -201,6 +211,8 @@ class _SafeEncoder:
     def __init__(self, tokenizer: Any, spelt: re.Pattern[str], *, templated: bool) -> None:
         self._spelt, self._own = spelt, _pattern(tokenizer, as_words=True)
         ids = _added_tokens(tokenizer)
+        self._plain = tuple(text for text, token in ids.items() if not token.special)
+        self._special = _pattern(tokenizer, without=self._plain)
         if len(ids) > _CHARS_FROM - _TOKENS_FROM:
             raise ValueError(f"the tokenizer has {len(ids):,} special tokens")
         self._names = {text: chr(_TOKENS_FROM + i) for i, text in enumerate(ids)}
@@ -218,10 +230,15 @@ class _SafeEncoder:
             )
             self._around = with_special[:before], with_special[before + len(plain) :]
 
-    def marked(self, content: str) -> str:
+    def marked(self, content: str, *, thinks: bool = False) -> str:
         """The question in which no token is spelt, nor together with what stands at its borders.
 
         Templates may strip a question, so white space at its ends stays there.
+
+        Args:
+            content: the question.
+            thinks: True leaves added tokens that are not special, such as </think>: templates look
+                for them in an answer, and they end no turn.
 
         Raises:
             ValueError: the question has characters of the last private plane.
@@ -229,14 +246,20 @@ class _SafeEncoder:
         if private := _PRIVATE.search(content):
             raise ValueError(f"the problem has the private character {private[0]!a}")
         start, end = len(content) - len(content.lstrip()), len(content.rstrip())
-        for at in {start, end - 1} if end > start else ():
-            char = self._hidden.get(content[at], content[at])
-            content = content[:at] + char + content[at + 1 :]
-        if end - start > 1:  # a token may end behind the first character, or begin before the last
-            inner = content[start + 1 : end - 1]
-            content = f"{content[: start + 1]}{_BORDER}{inner}{_BORDER}{content[end - 1 :]}"
-        while self._spelt.search(content):
-            content = self._spelt.sub(lambda m: self._hidden[m[0][0]] + m[0][1:], content)
+        spelt = self._special if thinks else self._spelt
+        before = "" if thinks and content.startswith(self._plain, start) else _BORDER
+        behind = "" if thinks and content.endswith(self._plain, start, end) else _BORDER
+        if end > start:
+            # A token may end with the first character, or behind it, or begin with the last one.
+            first, inner, last = content[start], content[start + 1 : end - 1], content[end - 1]
+            if before:
+                first = self._hidden.get(first, first)
+            if behind:
+                last = self._hidden.get(last, last)
+            whole = f"{first}{before}{inner}{behind}{last}" if end - start > 1 else first
+            content = f"{content[:start]}{whole}{content[end:]}"
+        while spelt.search(content):
+            content = spelt.sub(lambda m: self._hidden[m[0][0]] + m[0][1:], content)
         return content
 
     def unmarked(self, text: str) -> str:

@@ -228,8 +228,7 @@ def render_prompts(
     Args:
         tokenizer: a `transformers` tokenizer; its chat template is applied with the generation
             prompt when it has one, else the prompt is the plain text.
-        problem_texts: the questions as the data set writes them. None: `turns` is the complete
-            chat, which keeps its order.
+        problem_texts: the questions as the data set writes them. None: see `render_chat`.
         suffix: `data.prompt_suffix`.
         shots: worked examples before each question; see `PromptFormat`.
         template: how the turns become a text.
@@ -268,6 +267,33 @@ def render_prompts(
     rendered = tokenizer.__dict__.setdefault(RENDERED, RenderedPrompts())
     options = RenderOptions(special_tokens, shots, template)
     return rendered.render(tokenizer, contents, options, names=names, remember=remember)
+
+
+def render_chat(tokenizer: Any, turns: Turns, template: Template = OWN_TEMPLATE) -> Prompt:
+    """The prompt that answers a chat, whose turns keep their order.
+
+    Args:
+        tokenizer: see `render_prompts`.
+        turns: (role, text) of each message, see `chats.read_chat`.
+        template: how the turns become a text.
+
+    Raises:
+        ForeignFileError: see `render_prompts`.
+        ValueError: the template leaves a system message out, as some do with all but one of them.
+    """
+    texts, whole = [None], [turns]
+    (prompt,) = render_prompts(
+        tokenizer, texts, suffix="", template=template, turns=whole, remember=False
+    )
+    systems = [number for number, (role, _) in enumerate(turns) if role == "system"]
+    if systems not in ([], [0]):
+        for number in systems:
+            if lacks_question(prompt[0], turns[number][1]):
+                raise ValueError(
+                    f"messages[{number}]: the model's chat template leaves this system message "
+                    "out; put all into one, before the other messages"
+                )
+    return prompt
 
 
 def lacks_question(prompt_text: str, problem_text: str) -> bool:

@@ -13,7 +13,7 @@ from etils import epath
 from polaris_jax.config import ConfigError
 from polaris_jax.data.chats import read_chat
 from polaris_jax.data.prompt_renderer import Template
-from polaris_jax.data.prompts import add_suffix, render_prompts
+from polaris_jax.data.prompts import add_suffix, render_chat, render_prompts
 from polaris_jax.models.positions import warn_beyond
 from polaris_jax.models.weights.identity import model_inputs
 from polaris_jax.models.weights.sources import files_digest
@@ -49,7 +49,8 @@ class Settings:
         min_p: 0 is off.
         max_tokens: budget of a response.
         seed: seed of every row that has none of its own.
-        suffix: appended to each prompt, or the last message, unless it ends so already.
+        suffix: appended to each prompt, or the last message, unless it ends so already. The last
+            message must be the user's then.
         raw: True leaves out chat template and suffix of prompts; chats keep the template.
         dtype: compute type.
         yarn: YaRN's factor and original length; (1, 0): off.
@@ -179,23 +180,20 @@ def _prompt(
         if messages is not None:
             *turns, (role, text) = read_chat(messages)
             if role != "user" and settings.suffix:
-                raise ValueError(
-                    "messages: the last is not the user's, so that --suffix has no place; leave "
-                    "the suffix out with --suffix="
+                raise ForeignFileError(
+                    f"messages[{len(turns)}].role={role}: --suffix goes to the last "
+                    "message, which must be the user's then; leave the suffix out with --suffix="
                 )
-        elif isinstance(prompt, str) and prompt:
-            turns, role, text = [], "user", prompt
-        else:
+            last = role, add_suffix(text, settings.suffix)
+            return render_chat(tokenizer, (*turns, last))[1]
+        if not isinstance(prompt, str) or not prompt:
             raise ValueError("prompt: must be a text, and not empty")
-        raw = settings.raw and messages is None
-        last = role, text if raw else add_suffix(text, settings.suffix)
         return render_prompts(
             tokenizer,
-            [None],
-            suffix="",
-            template=AS_IS if raw else Template(),
-            turns=[(*turns, last)],
-            special_tokens=raw,
+            [prompt],
+            suffix="" if settings.raw else settings.suffix,
+            template=AS_IS if settings.raw else Template(),
+            special_tokens=settings.raw,
             remember=False,
         )[0][1]
     except ForeignFileError as error:

@@ -98,7 +98,7 @@ class Outputs:
         if self._first:  # before anything is cut: a place that cannot be written loses nothing
             tokenizer_dir = self._workdir / "checkpoints" / TOKENIZER
             tokenizer_dir.mkdir(parents=True, exist_ok=True)
-            for folder in {path.parent for path in files_below(tokenizer_dir)}:
+            for folder in {path.parent for path in files_below(tokenizer_dir, links=False)}:
                 delete_partials(folder)
             (tokenizer_dir / MANIFEST).unlink(missing_ok=True)
             # Again: a kill may have torn it.

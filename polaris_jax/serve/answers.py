@@ -177,6 +177,7 @@ class Choice:
             if self.finish_reason is None:
                 return None
             body = self.body()
+            self._texts, self._ids, self._logprobs, self._scores = [], [], [], None
             if (message := body.pop("message", None)) is not None:
                 body["delta"] = {"content": message["content"]}
             return body

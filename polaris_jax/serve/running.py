@@ -18,6 +18,7 @@ from polaris_jax.serve.service import Service
 from polaris_jax.serve.wishes import Wish
 from polaris_jax.serve.worker import STOPPING, QueueFull, Stopped
 
+WRITE_BYTES = 1 << 16
 LEFT_STATUS = 499  # of a client that left: seen in the log and in /metrics alone
 
 
@@ -123,8 +124,9 @@ class Running:
             body = choice.chunk(text, tokens)
             return None if body is None else self.frame.chunk(body)
 
-        # See `answer`.
-        return await asyncio.to_thread(event_bytes) if self._wish.scored else event_bytes()
+        if self._wish.scored and choice.finish_reason is not None:
+            return await asyncio.to_thread(event_bytes)  # see `answer`
+        return event_bytes()
 
     def leave(self) -> None:
         """Aborts what has not ended."""
@@ -189,7 +191,8 @@ class Stream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, send: Send, chunks: list[bytes]) -> None:
-        if not chunks:
-            return
-        async with asyncio.timeout(self._running.service.limits.write_s):
-            await send({"type": "http.response.body", "body": b"".join(chunks), "more_body": True})
+        whole = b"".join(chunks)
+        for at in range(0, len(whole), WRITE_BYTES):  # a slow client has its time for each part
+            part = whole[at : at + WRITE_BYTES]
+            async with asyncio.timeout(self._running.service.limits.write_s):
+                await send({"type": "http.response.body", "body": part, "more_body": True})

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from polaris_jax.data.prompt_renderer import Template
-from polaris_jax.data.prompts import render_prompts
+from polaris_jax.data.prompts import render_chat, render_prompts
 from polaris_jax.serve.answers import Vocabulary
 from polaris_jax.serve.fields import ApiError
 from polaris_jax.serve.gauges import Gauges
@@ -67,9 +67,9 @@ class Prompts:
         """Starts the child process, so that no request waits for it.
 
         Raises:
-            ApiError: the tokenizer fails.
+            ForeignFileError: the tokenizer fails.
         """
-        self._rendered(["0"], Template(text=""), special_tokens=True)
+        self._encoded(["0"])
 
     async def encode(self, wish: Wish) -> list[tuple[int, ...]]:
         """Token ids of each prompt of a wish.
@@ -81,29 +81,41 @@ class Prompts:
 
     def render(self, wish: Wish) -> list[tuple[int, ...]]:
         """See `encode`; in this thread."""
-        if wish.chat:
-            template = Template(args=wish.template_args)
-            return self._rendered([None], template, special_tokens=False, turns=[wish.messages])
-        texts = [prompt for prompt in wish.prompts if isinstance(prompt, str)]
-        found = iter(self._rendered(texts, Template(text=""), special_tokens=True))
-        return [next(found) if isinstance(p, str) else p for p in wish.prompts]
-
-    def _rendered(
-        self, texts: Sequence[str | None], template: Template, **options: Any
-    ) -> list[tuple[int, ...]]:
-        if not texts:
-            return []
         try:
-            prompts = render_prompts(
-                self._tokenizer, texts, suffix="", template=template, remember=False, **options
-            )
+            if wish.chat:
+                template = Template(args=wish.template_args)
+                return [render_chat(self._tokenizer, wish.messages, template)[1]]
+            texts = [prompt for prompt in wish.prompts if isinstance(prompt, str)]
+            found = iter(self._encoded(texts))
+            return [next(found) if isinstance(p, str) else p for p in wish.prompts]
         except ForeignFileError as error:
-            reason = re.search(r" fails[^(]*\((.*)\); mend ", str(error))
+            found = re.search(r" fails[^(]*\((.*)\); mend ", str(error))
+            reason = found[1] if found else "no reason given"
+            field = "messages" if wish.chat else "prompt"
+            remedy = (
+                "send roles in an order that the model's template takes"
+                if wish.chat
+                else "send other texts, or token ids"
+            )
             raise ApiError(
                 400,
-                "the chat template or the tokenizer fails on the prompt: "
-                f"{reason[1] if reason else 'no reason given'}",
+                f"{field}: the chat template or the tokenizer fails on it ({reason}); {remedy}",
+                param=field,
             ) from None
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from None
+
+    def _encoded(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        if not texts:
+            return []
+        prompts = render_prompts(
+            self._tokenizer,
+            texts,
+            suffix="",
+            template=Template(text=""),
+            special_tokens=True,
+            remember=False,
+        )
         return [ids for _, ids in prompts]
 
     def close(self) -> None:

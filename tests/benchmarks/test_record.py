@@ -167,6 +167,25 @@ def test_the_record_of_this_machine_is_found_among_others(vectors, tmp_path, mon
     assert "kept: every ratio" in capsys.readouterr().out
 
 
+def test_the_record_that_names_this_machines_vector_units_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "RECORDS", tmp_path)
+    monkeypatch.setattr(record, "vector_units", lambda: "here")
+    own = made(OUR_ROW, ROW)
+    fast = dataclasses.replace(ROW, ratio=9.0)
+    dataclasses.replace(own, vectors="", rows=(OUR_ROW, fast)).write(tmp_path / "a.json")
+    own.write(tmp_path / "b.json")
+    assert run_check(monkeypatch, f"--new={tmp_path / 'b.json'}") == 0
+
+
+def test_a_row_that_is_not_recorded_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "RECORDS", tmp_path)
+    made(OUR_ROW, ROW).write(tmp_path / "a.json")
+    made(OUR_ROW, ROW, HALF).write(tmp_path / "new")
+    assert run_check(monkeypatch, f"--new={tmp_path / 'new'}") == 0
+    assert "not in the record of" in (said := capsys.readouterr().out)
+    assert said.count("S1: small, bfloat16") == 1
+
+
 def test_a_record_is_written_under_its_machines_name(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "RECORDS", tmp_path)
     found = dataclasses.replace(made(OUR_ROW, ROW), cpu="A (R) CPU", vectors="avx2")

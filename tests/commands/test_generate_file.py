@@ -155,7 +155,9 @@ def test_a_chat_that_ends_in_another_role_has_no_place_for_the_suffix(words, tmp
     chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
     write(tmp_path / "in.jsonl", [{"messages": chat}])
     assert main([*words, "--suffix= Now."]) == 2
-    assert "the last is not the user's, so that --suffix has no place" in capsys.readouterr().err
+    assert (
+        "messages[1].role=assistant: --suffix goes to the last message" in capsys.readouterr().err
+    )
     assert main(words) == 0
     assert len(read(tmp_path / "out.jsonl")) == 2
 

@@ -606,6 +606,34 @@ def test_a_client_that_reads_nothing_is_dropped():
         assert server.service.gauges.requests[PLAIN, 499] == 1
 
 
+def test_a_client_that_reads_slowly_gets_a_large_chunk_whole(monkeypatch):
+    """Its time is for each part: one chunk may have megabytes."""
+    asked = {"prompt": "x", "max_tokens": 220, "logprobs": 20, "ignore_eos": True, "stream": True}
+    sent, part = [], 1 << 14
+    monkeypatch.setattr("polaris_jax.serve.running.WRITE_BYTES", part)
+    with running(limits=Limits(write_s=1.5)) as server:
+        body = [json.dumps(asked).encode()]
+
+        async def receive():
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            return await asyncio.Event().wait()
+
+        async def send(message):
+            sent.append(message.get("body", b""))
+            await asyncio.sleep(0.5 * len(sent[-1]) / part)
+
+        headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+        scope = {"type": "http", "method": "POST", "path": PLAIN, "headers": headers}
+        scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http"}
+        work = server.app(scope, receive, send)
+        asyncio.run_coroutine_threadsafe(work, server.service.inboxes.loop).result(60)
+        assert server.service.gauges.requests[PLAIN, 200] == 1
+    whole = b"".join(sent)
+    assert len(whole) > 4 * part  # longer than the time of one write
+    assert whole.endswith(b"data: [DONE]\n\n")
+
+
 def test_a_connection_that_begins_no_second_request_is_closed(server, monkeypatch):
     monkeypatch.setattr("polaris_jax.serve.server.HEADER_S", 1.0)
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, 30)) as client:

@@ -26,8 +26,9 @@ def test_the_first_request_and_those_after_a_refused_one_wait_for_no_child(tmp_p
     prompts.start()
     monkeypatch.setattr(prompt_child, "Child", None)
     expected = prompts.render(chat("yes"))
-    with pytest.raises(ApiError, match="not that"):
+    with pytest.raises(ApiError, match=r"messages: .*not that.*; send roles in an order") as error:
         prompts.render(chat("no"))
+    assert error.value.param == "messages"
     assert prompts.render(chat("yes")) == expected
     prompts.close()
 
