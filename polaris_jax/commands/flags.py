@@ -164,6 +164,17 @@ def define_policy(values: flags.FlagValues) -> None:
     flags.DEFINE_string("tag", "", "text put before the file names", flag_values=values)
 
 
+def define_dtype(values: flags.FlagValues) -> None:
+    """Declares --dtype of commands that take a model without a config; see `run.compute_dtype`."""
+    flags.DEFINE_enum(
+        "dtype",
+        "auto",
+        ["auto", "float32", "bfloat16"],
+        "compute type; auto: bfloat16, but float32 on a CPU",
+        flag_values=values,
+    )
+
+
 def check_tag(command: Command) -> None:
     """Raises ConfigError unless --tag may begin the name of a file; evaluate takes several."""
     tag = command.flags["tag"]

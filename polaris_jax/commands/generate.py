@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from polaris_jax.commands.flags import Command, parse
-from polaris_jax.commands.run import start_jax
+from polaris_jax.commands.flags import Command, define_dtype, parse
+from polaris_jax.commands.run import compute_dtype, start_jax
 from polaris_jax.config import PROMPT_SUFFIX, ConfigError
 from polaris_jax.system.files import as_place, file_to_write
 from polaris_jax.system.foreign import printable
@@ -62,9 +62,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("seed", 0, "seed of the sampling noise", flag_values=values)
     flags.DEFINE_string("suffix", PROMPT_SUFFIX, "added to the prompt", flag_values=values)
     flags.DEFINE_bool("raw", False, "leave out chat template and suffix", flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values
-    )
+    define_dtype(values)
     flags.DEFINE_float("yarn", 1.0, "YaRN factor; 1: off", lower_bound=1.0, flag_values=values)
     flags.DEFINE_integer(
         "yarn_original",
@@ -110,7 +108,7 @@ def main(argv: list[str]) -> int:
         seed=own["seed"],
         suffix=own["suffix"],
         raw=own["raw"],
-        dtype=own["dtype"],
+        dtype=compute_dtype(own["dtype"]),
         yarn_factor=own["yarn"],
         yarn_original_tokens=own["yarn_original"],
         on_text=on_text,
@@ -240,13 +238,15 @@ def _complete_file(command: Command) -> int:
     from polaris_jax.system.console import open_console
 
     begin_work()
-    model, tokenizer = _load(own["model"], own["dtype"], own["yarn"], own["yarn_original"])
-    names = [field.name for field in dataclasses.fields(Settings) if field.name != "yarn"]
+    dtype = compute_dtype(own["dtype"])
+    model, tokenizer = _load(own["model"], dtype, own["yarn"], own["yarn_original"])
+    names = {field.name for field in dataclasses.fields(Settings)} - {"dtype", "yarn"}
+    yarn = own["yarn"], own["yarn_original"]
     progress = open_console()
     rows, before = complete_file(
         source,
         out,
-        Settings(**{name: own[name] for name in names}, yarn=(own["yarn"], own["yarn_original"])),
+        Settings(**{name: own[name] for name in names}, dtype=dtype, yarn=yarn),
         path=own["model"],
         model=model,
         tokenizer=tokenizer,

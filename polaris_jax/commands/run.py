@@ -113,6 +113,19 @@ def start_jax(command: Command) -> None:
     processes.agree(processes.run_facts(command.config, command.identity()))
 
 
+def compute_dtype(name: str) -> str:
+    """The type that `--dtype` names; jax has been started.
+
+    auto is bfloat16, in which checkpoints are published, but float32 on a CPU: few CPUs have
+    bfloat16 in hardware, and answers should not depend on which.
+    """
+    import jax
+
+    if name != "auto":
+        return name
+    return "float32" if jax.local_devices()[0].platform == "cpu" else "bfloat16"
+
+
 def take_gpu_memory() -> None:
     """Lets jax take `GPU_SHARE` of each GPU's memory, which plans count on; its own default is 75%.
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from polaris_jax.commands.flags import parse
-from polaris_jax.commands.run import start_jax
+from polaris_jax.commands.flags import define_dtype, parse
+from polaris_jax.commands.run import compute_dtype, start_jax
 from polaris_jax.config import ConfigError
 from polaris_jax.system.progress import Progress
 
@@ -56,9 +56,7 @@ def _define(values: flags.FlagValues) -> None:
     whole("page_size", 16, "tokens of a page", lower_bound=1)
     whole("decode_steps", 8, "tokens of a row between two looks at requests", lower_bound=1)
     whole("tensor", 1, "devices that share one copy of the weights", lower_bound=1)
-    flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values
-    )
+    define_dtype(values)
     whole("max_waiting", 1024, "responses that may wait for a slot; then 429", lower_bound=0)
     whole("max_body_mib", 8, "largest body of a request", lower_bound=1)
     real("body_s", 30.0, "seconds in which a body must come", lower_bound=0.1)
@@ -176,7 +174,8 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     listening = server.bind(place)
     name = own["name"] or own["model"]
     mesh = sharding.make_sampler_mesh(jax.local_devices(), tensor=own["tensor"])
-    source, loads = own["model"], {"dtype": own["dtype"], "mesh": mesh}
+    dtype = compute_dtype(own["dtype"])
+    source, loads = own["model"], {"dtype": dtype, "mesh": mesh}
     if newest >= 0 and own["model"] != own["follow"]:
         model, tokenizer, folder, newest = load_followed(source, own["follow"], **loads)
         source = str(folder)
@@ -205,7 +204,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
             worker,
             config,
             source=source,
-            dtype=own["dtype"],
+            dtype=dtype,
             gauges=gauges,
             log=progress.line,
             follow=own["follow"],
@@ -234,7 +233,7 @@ def serve(own: dict[str, Any], key: str, *, progress: Progress) -> int:
     host, port = listening.getsockname()[:2]
     progress.line(
         f"serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 "
-        f"({sampler.kernels}; {sizes.slots} slots of {sizes.max_len} tokens)"
+        f"({dtype}, {sampler.kernels}; {sizes.slots} slots of {sizes.max_len} tokens)"
     )
     try:
         interrupted = server.serve(service, place, listening, extra=extra)

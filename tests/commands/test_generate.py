@@ -7,6 +7,7 @@ import pytest
 
 from polaris_jax import models, rollout
 from polaris_jax.commands import generate as module
+from polaris_jax.commands.run import compute_dtype
 from polaris_jax.config import WarmstartSection
 from polaris_jax.demo.warmstart import warmstart_model_config
 from polaris_jax.models import Decoder, RopeScaling
@@ -99,3 +100,18 @@ def test_yarn_stretches_the_length_that_was_trained(own, original, monkeypatch):
     model = MODEL.with_rope_scaling(own)
     scaling = run(monkeypatch, [b"a"], model, yarn_factor=2.0)[2].config.rope_scaling
     assert scaling == RopeScaling("yarn", 2.0, original, attention_factor=1.0)
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "taken"),
+    [
+        ("cpu", "auto", "float32"),
+        ("gpu", "auto", "bfloat16"),
+        ("tpu", "auto", "bfloat16"),
+        ("cpu", "bfloat16", "bfloat16"),
+        ("gpu", "float32", "float32"),
+    ],
+)
+def test_accelerators_compute_in_bfloat16_unless_told(platform, asked, taken, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(platform=platform)])
+    assert compute_dtype(asked) == taken
