@@ -30,8 +30,8 @@ from polaris_jax.measure.policy import open_samplers, with_decided_dtype
 from polaris_jax.measure.respond import (
     BATCH_PROMPTS,
     Asked,
+    Loaded,
     Variant,
-    Weights,
     forced_room,
     grade_later,
     is_response,
@@ -42,8 +42,7 @@ from polaris_jax.measure.respond import (
 )
 from polaris_jax.measure.responses import say_failed
 from polaris_jax.measure.scored import BASE, Scored, scored_by
-from polaris_jax.measure.weights import Weights as NamedWeights
-from polaris_jax.measure.weights import base_inputs, find_checkpoint
+from polaris_jax.measure.weights import Weights, base_inputs, find_checkpoint
 from polaris_jax.measure.workload import UNKNOWN, Batches, Forecast, Workload, before_text
 from polaris_jax.models.positions import check_evaluated_positions
 from polaris_jax.models.weights.identity import tokenizer_digests
@@ -98,7 +97,7 @@ def evaluate(
     # The run's own dtype: prompts are those of the config, as in evaluations before it.
     config = with_recorded_defaults(workdir, config, progress.line, sections=("model",))
     asked = scored_by(checkpoint, tag)
-    first = NamedWeights.of(workdir, asked[0].checkpoint)
+    first = Weights.of(workdir, asked[0].checkpoint)
     config = with_decided_dtype(config, first, progress.line)
     check_reward(config.reward)
     ensure_workdir(workdir)
@@ -257,7 +256,7 @@ class _Evaluation:
         return summary
 
     def _open(
-        self, asked: Asked, weights: Weights, scored: Scored, ownership: Ownership
+        self, asked: Asked, weights: Loaded, scored: Scored, ownership: Ownership
     ) -> dict[Variant, tuple[ProgressFile, ProgressFile | None]]:
         """The files of each variant: its responses, and its forced answers if any are asked for."""
         config, section, prefix = self._config, self._config.evaluate, tag_prefix(scored.tag)
@@ -320,7 +319,7 @@ class _Evaluation:
     def _result(
         self,
         asked: Asked,
-        weights: Weights,
+        weights: Loaded,
         variant: Variant,
         rows: Sequence[Mapping[str, Any]],
         done: ProgressFile,
@@ -372,9 +371,7 @@ def _with_variants(results: Mapping[Variant, dict[str, Any]], config: RunConfig)
     return summary | {"yarn_factor": yarn.factor, "attention_factor": yarn.attention_factor}
 
 
-def _weights(
-    config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress
-) -> Weights:
+def _weights(config: RunConfig, workdir: epath.Path, checkpoint: str, progress: Progress) -> Loaded:
     if not checkpoint:
         return load_base(config, workdir, progress)
     path, _ = find_checkpoint(workdir, checkpoint)

@@ -8,7 +8,7 @@ from typing import Any
 from polaris_jax.config import ConfigError, EvaluateSection
 from polaris_jax.evaluate.scoring import FAILED, grades_of, grading_failed, scores_of
 from polaris_jax.measure.policy import Policy
-from polaris_jax.measure.respond import BATCH_PROMPTS, Asked, Variant, Weights, closing_text
+from polaris_jax.measure.respond import BATCH_PROMPTS, Asked, Loaded, Variant, closing_text
 from polaris_jax.measure.responses import ids_of, ids_text
 from polaris_jax.records import Problem
 from polaris_jax.run.progress_file import ProgressFile
@@ -24,7 +24,7 @@ def forced_identity(identity: Mapping[str, Any], section: EvaluateSection) -> di
 
 def force_answers(
     asked: Asked,
-    weights: Weights,
+    weights: Loaded,
     variant: Variant,
     rows: Sequence[Mapping[str, Any]],
     *,

@@ -37,7 +37,7 @@ NOT_OF_RESPONSES = tuple(
 )
 # Causes that say nothing against a score: greedy responses agree, and an easy set may be solved.
 NO_FAULTS = ("no_spread", "too_easy")
-Weights = tuple[Decoder, Any]
+Loaded = tuple[Decoder, Any]  # model and tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Variant:
         yarn = self.config(config).rope.yarn
         return yarn_scaling(yarn, yarn.factor if self.yarn else 1.0)
 
-    def of(self, weights: Weights) -> Weights:
+    def of(self, weights: Loaded) -> Loaded:
         """The weights, without their own rotary scaling if this variant drops it."""
         if not self.drops_own or weights[0].config.rope_scaling is None:
             return weights
@@ -111,7 +111,7 @@ class Asked:
     max_response_tokens: int
     samplers: Samplers
 
-    def policy(self, weights: Weights, variant: Variant) -> Any:
+    def policy(self, weights: Loaded, variant: Variant) -> Any:
         """`open_policy` with weights under a variant's scaling, with room for forced answers."""
         more = forced_room(self.config.evaluate, weights[1])
         return open_policy(
@@ -140,7 +140,7 @@ def forced_room(section: EvaluateSection, tokenizer: Any) -> int:
 
 
 def respond(
-    asked: Asked, weights: Weights, variant: Variant, *, done: ProgressFile, workload: Workload
+    asked: Asked, weights: Loaded, variant: Variant, *, done: ProgressFile, workload: Workload
 ) -> list[dict[str, Any]]:
     """Rows of responses.jsonl, sampled now or found from an earlier call."""
     section, problems, progress = asked.config.evaluate, asked.problems, asked.progress

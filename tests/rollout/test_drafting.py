@@ -8,7 +8,13 @@ import pytest
 from hypothesis import strategies as st
 
 from polaris_jax.rollout import SamplerConfig
-from polaris_jax.rollout.draft_costs import CallCosts, CallShape, call_costs, verify_rows
+from polaris_jax.rollout.draft_costs import (
+    LEAST_GAIN,
+    CallCosts,
+    CallShape,
+    call_costs,
+    verify_rows,
+)
 from polaris_jax.rollout.drafting import ROWS, Rates
 from polaris_jax.rollout.pages import pages_for
 from tests.support.rollout.fake_engine import VOCAB, FakeSampler, settings
@@ -59,11 +65,11 @@ def test_history_saves_steps_and_changes_no_token(shards):
 
 
 def test_a_full_batch_does_not_draft():
-    rows = [settings(40, seed) for seed in range(12)]
-    prompts = [(i,) for i in range(12)]
-    sampler = FakeSampler(ROOMY)
+    rows = [settings(40, seed) for seed in range(20)]
+    prompts = [(i,) for i in range(20)]
+    sampler = FakeSampler(dataclasses.replace(ROOMY, slots=32))
     sampler.submit(prompts, rows, history=history_of(prompts, rows, 1))
-    assert sampler.engine.verify_rows[-1] == 8
+    assert sampler.engine.verify_rows[-1] == 16
     for _ in range(5):
         sampler.step()
         assert sampler.driver.drafting.counts.stats()["verify_calls"] == 0
@@ -164,11 +170,12 @@ def test_drafts_are_as_long_as_they_are_likely():
 @pytest.mark.parametrize(
     ("slots", "data", "tokens", "min_rows", "on_cpu", "rows"),
     [
-        (64, 1, 8, 1, True, (1, 2, 4, 8)),
-        (64, 1, 8, 4, True, (4, 8)),
+        (64, 1, 8, 1, True, (1, 2, 4, 8, 16)),
+        (64, 1, 8, 4, True, (4, 8, 16)),
         (4, 1, 8, 16, True, (4,)),
         (6, 2, 8, 1, True, (1, 2, 3)),
-        (64, 1, 3, 8, True, (8, 16)),
+        (64, 1, 3, 8, True, (8, 16, 32)),
+        (64, 1, 4, 8, True, (8, 16)),
         (512, 8, 8, 1, False, (8, 32)),
         (2, 1, 500, 1, False, (1,)),
     ],
@@ -178,6 +185,22 @@ def test_few_shapes_are_compiled(slots, data, tokens, min_rows, on_cpu, rows):
     assert verify_rows(config, data, min_rows=min_rows, on_cpu=on_cpu) == rows
     off = dataclasses.replace(config, draft="off")
     assert verify_rows(off, data, min_rows=min_rows, on_cpu=on_cpu) == ()
+
+
+def test_the_more_rows_the_likelier_a_draft_must_be():
+    """A CPU reads the weights anyway, and the first 8 tokens cost half."""
+    costs = call_costs(on_cpu=True, weight_bytes=540e6, listed=True)
+    assert costs.step(16) - costs.step(8) == pytest.approx(2 * (costs.step(8) - costs.step(0)))
+
+    def pays(rows: int, share: float) -> bool:
+        call = CallShape(rows=rows, most_rows=rows, tokens=9 * rows, decode_steps=8)
+        return costs.draft_lengths([(share, 8)] * rows, call)[1] >= LEAST_GAIN
+
+    shares = (0.3, 0.6, 0.75, 0.9)
+    assert [pays(4, share) for share in shares] == [True, True, True, True]
+    assert [pays(8, share) for share in shares] == [False, True, True, True]
+    assert [pays(16, share) for share in shares] == [False, False, True, True]
+    assert [pays(32, share) for share in shares] == [False, False, False, True]
 
 
 def test_a_small_model_pays_for_its_calls():
