@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from polaris_jax.rollout.settings import SamplerConfig
 
-# Tokens of a verify call of one data shard if every draft is of full length. A CPU's is 16 rows of
-# 8 drafted tokens: beyond, a call takes longer by what it may gain.
+# Tokens of a verify call of one data shard if every draft is of full length; they bound its rows. A
+# CPU's are 16 rows of 8 drafted tokens: with more rows, what drafts gain goes into the longer call.
 CPU_TOKENS, ACCELERATOR_TOKENS = 144, 320
 LEAST_GAIN = 1.05  # estimated tokens per time, over those of plain decoding
 
