@@ -170,8 +170,8 @@ def _update(args: argparse.Namespace, folder: Path) -> list[record.Row]:
 def _anchor(args: argparse.Namespace, model: str, rows: int) -> float:
     """Tokens/s of the products alone."""
     script = Path(update.PEERS) / "anchor.py"
-    passes = "1" if args.tiny else "9"
-    command = [sys.executable, str(script), model, str(rows), str(args.threads), passes]
+    passes = ["1", "0"] if args.tiny else []
+    command = [sys.executable, str(script), model, str(rows), str(args.threads), *passes]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])["tokens_per_s"]

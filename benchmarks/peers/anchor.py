@@ -1,10 +1,12 @@
 """The rate of a model's matrix products alone, in plain jax: the anchor of `benchmarks/check.py`.
 
-    python benchmarks/peers/anchor.py NAME ROWS THREADS [PASSES]
+    python benchmarks/peers/anchor.py NAME ROWS THREADS [PASSES SECONDS]
 
 NAME is a model of `sampling/ours.py`. Each pass multiplies ROWS rows by every weight matrix of the
-model once. Nothing of our package takes part but the model's sizes, so a slower machine slows the
-anchor and us, and a slower package slows us alone. Prints one JSON line.
+model once. There are at least PASSES of them, and they take at least SECONDS: a machine's speed
+swings by a quarter within a tenth of a second. Nothing of our package takes part but the model's
+sizes, so a slower machine slows the anchor and us, and a slower package slows us alone. Prints one
+JSON line.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 def main() -> None:
     name, rows, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    passes = int(sys.argv[4]) if len(sys.argv) > 4 else 9
+    passes, least_s = (int(sys.argv[4]), float(sys.argv[5])) if len(sys.argv) > 4 else (9, 3.0)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import jax
@@ -43,7 +45,7 @@ def main() -> None:
         return [inputs[weight.shape[0]] @ weight for weight in weights]
 
     seconds = []
-    for _ in range(passes + 1):
+    while len(seconds) <= passes or sum(seconds[1:]) < least_s:
         start = time.perf_counter()
         jax.block_until_ready(products(weights, inputs))
         seconds.append(time.perf_counter() - start)
