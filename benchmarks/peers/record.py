@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -179,21 +179,35 @@ def worse(recorded: Record, found: Record, *, least: float = LEAST_SHARE) -> lis
 
     Rows that were only tried for a grid do not count.
     """
-    new = {row.compared_by: row for row in found.rows if not row.candidate}
     lines = []
+    for row, old, now in _fallen(recorded, found, least):
+        what = f"{row.workload}, {OURS} / {row.side}"
+        if now is None:
+            lines.append(f"{what}: recorded {old:.3f}, not measured now")
+        else:
+            lines.append(
+                f"{what}: {now:.3f}, {now / old:.1%} of the recorded {old:.3f}; at least "
+                f"{least:.0%} is wanted"
+            )
+    return lines
+
+
+def fallen(recorded: Record, found: Record, *, least: float = LEAST_SHARE) -> list[Row]:
+    """The recorded rows whose ratio was measured and fell below `least` of what is recorded."""
+    return [row for row, _, now in _fallen(recorded, found, least) if now is not None]
+
+
+def _fallen(
+    recorded: Record, found: Record, least: float
+) -> Iterator[tuple[Row, float, float | None]]:
+    """A recorded row, its ratio, and today's that is lower or not there."""
+    new = {row.compared_by: row.ratio for row in found.rows if not row.candidate}
     for row in recorded.rows:
         if row.candidate or row.ratio is None or row.system == OURS:
             continue
         now = new.get(row.compared_by)
-        what = f"{row.workload}, {OURS} / {row.side}"
-        if now is None or now.ratio is None:
-            lines.append(f"{what}: recorded {row.ratio:.3f}, not measured now")
-        elif now.ratio < least * row.ratio:
-            lines.append(
-                f"{what}: {now.ratio:.3f}, {now.ratio / row.ratio:.1%} of the recorded "
-                f"{row.ratio:.3f}; at least {least:.0%} is wanted"
-            )
-    return lines
+        if now is None or now < least * row.ratio:
+            yield row, row.ratio, now
 
 
 def unrecorded(recorded: Record, found: Record) -> list[Row]:

@@ -194,6 +194,26 @@ def test_a_record_is_written_under_its_machines_name(tmp_path, monkeypatch):
     assert record.read(tmp_path / "a_r_cpu_with_avx2_2_threads.json") == found
 
 
+@pytest.mark.parametrize(("second", "code"), [(2.0, 0), (1.8, 1)])
+def test_a_ratio_that_fell_is_measured_once_more(second, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "RECORDS", tmp_path)
+    made(OUR_ROW, ROW, HALF).write(tmp_path / "a.json")
+    asked = []
+
+    def measured(args, chosen=None):
+        asked.append(chosen)
+        if chosen is None:
+            return made(OUR_ROW, dataclasses.replace(ROW, ratio=1.0), HALF)
+        return made(OUR_ROW, dataclasses.replace(ROW, ratio=second))
+
+    monkeypatch.setattr(check, "measured", measured)
+    assert run_check(monkeypatch) == code
+    assert asked == [None, {("S1", "float32")}]
+    said = capsys.readouterr().out
+    assert "1.000, 50.0% of the recorded 2.000" in said.split("measured once more")[0]
+    assert ("kept: every ratio" in said) == (not code)
+
+
 @pytest.mark.parametrize("other", [{"cpu": "an abacus"}, {"threads": 64}], ids=str)
 def test_records_of_two_machines_are_not_compared(other, tmp_path, monkeypatch, capsys):
     paths = tmp_path / "old.json", tmp_path / "new.json"
