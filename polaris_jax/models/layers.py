@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from polaris_jax.models.config import ModelConfig, RopeScaling
+from polaris_jax.models.products import Product
 
 if TYPE_CHECKING:
     from polaris_jax.models.decoder import Layers
@@ -70,17 +71,6 @@ def rms_norm_heads(
     square_BT = over_heads(jnp.sum(x32 * x32, axis=(-2, -1))) / width
     normed = x32 * jax.lax.rsqrt(square_BT + eps)[..., None, None]
     return scaled(normed.astype(x_BTNH.dtype), weight_NH)
-
-
-def project(x_BTD: Array, weight: Array) -> Array:
-    """[B, T, ...]: `x_BTD` times `weight`, [D, ...].
-
-    As one product of two matrices: on the CPU the gradient of the einsum over B and T takes twice
-    as long (4,096 tokens, 128 x 384, forward and backward of a gated MLP: 54 ms against 26).
-    """
-    batch, length, width = x_BTD.shape
-    y = jnp.matmul(x_BTD.reshape(batch * length, width), weight.reshape(width, -1))
-    return y.reshape(batch, length, *weight.shape[1:])
 
 
 @jax.custom_vjp
@@ -188,7 +178,13 @@ class Around:
     and moves activations between "each device its own tokens" (residual stream, norms) and "each
     device its own heads" (inside attention and MLP). Another subclass holds the matrices in a
     layout of its own, and so makes the products itself.
+
+    Args:
+        product: multiplies activations by a weight matrix; see `products.product_on`.
     """
+
+    def __init__(self, product: Product = jnp.matmul):
+        self._multiply = product
 
     def weights(self, layer: Layers) -> Layers:
         """The layer's parameters in the form that the products need."""
@@ -210,9 +206,9 @@ class Around:
         """Queries, keys and values (q_BTNH, k_BTKH, v_BTKH) of layer `index`, without biases."""
         del index
         return (
-            project(x_BTD, layer.q_DNH[...]),
-            project(x_BTD, layer.k_DKH[...]),
-            project(x_BTD, layer.v_DKH[...]),
+            self._project(x_BTD, layer.q_DNH[...]),
+            self._project(x_BTD, layer.k_DKH[...]),
+            self._project(x_BTD, layer.v_DKH[...]),
         )
 
     def attention_output(self, index: Array, layer: Layers, out_BTNH: Array) -> Array:
@@ -220,14 +216,26 @@ class Around:
         del index
         out_BTX = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
         o_NHD = layer.o_NHD[...]
-        return project(out_BTX, o_NHD.reshape(-1, o_NHD.shape[-1]))
+        return self._project(out_BTX, o_NHD.reshape(-1, o_NHD.shape[-1]))
 
     def gate_up(self, index: Array, layer: Layers, x_BTD: Array) -> tuple[Array, Array]:
         """The MLP's gate and up projections (gate_BTF, up_BTF) of layer `index`."""
         del index
-        return project(x_BTD, layer.gate_DF[...]), project(x_BTD, layer.up_DF[...])
+        return self._project(x_BTD, layer.gate_DF[...]), self._project(x_BTD, layer.up_DF[...])
 
     def down(self, index: Array, layer: Layers, x_BTF: Array) -> Array:
         """[B, T, D] of the gated projections in layer `index`."""
         del index
-        return project(x_BTF, layer.down_FD[...])
+        return self._project(x_BTF, layer.down_FD[...])
+
+    def _project(self, x_BTD: Array, weight: Array) -> Array:
+        """[B, T, ...]: `x_BTD` times `weight`, [D, ...].
+
+        As one product of two matrices: on the CPU the gradient of the einsum over B and T takes
+        twice as long (4,096 tokens, 128 x 384, forward and backward of a gated MLP: 54 ms against
+        26).
+        """
+        batch, length, width = x_BTD.shape
+        x_MD = x_BTD.reshape(batch * length, width)
+        y = self._multiply(x_MD, weight.reshape(width, -1))
+        return y.reshape(batch, length, *weight.shape[1:])

@@ -58,6 +58,7 @@ from polaris_jax.models import (
     row_order,
 )
 from polaris_jax.models.decoder import run_layers
+from polaris_jax.models.products import product_on
 from polaris_jax.sharding import (
     CONTEXT,
     MESH_AXES,
@@ -316,6 +317,7 @@ class _Gathered(Around):
     """Gathers weights for a layer's products, and moves activations between tokens and heads."""
 
     def __init__(self, sharded: ShardedModel):
+        super().__init__(product_on(sharded.platform, sharded.dtype))
         self._sharded = sharded
         self._tensor = sharded.axes((TENSOR,))
 
