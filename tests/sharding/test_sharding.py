@@ -41,6 +41,7 @@ from tests.support.train.cases import (
     values,
 )
 from tests.tolerances import (
+    BF16_GRADIENT_RTOL,
     CLOSED_FORM_ATOL,
     GRADIENT_RTOL,
     LOGPROB_ATOL,
@@ -192,6 +193,14 @@ def test_tiled_attention_and_remat_on_a_mesh_give_the_parameters_of_one_device(m
     monkeypatch.setattr("polaris_jax.models.attention.portable.SHORT_ROW_BLOCK_TOKENS", 4)
     model = ModelSection(dtype="float32", attention="chunked", remat="layer")
     assert_equals_one_device((1, 2, 2, 2), FAMILIES["qwen2"], model=model)
+
+
+def test_bfloat16_on_a_mesh_has_the_gradient_of_float32():
+    """Its products on a CPU have a backward pass of their own (`models.products`)."""
+    config, bfloat16 = FAMILIES["qwen2"], ModelSection(dtype="bfloat16", remat="layer")
+    many = gradient(make_mesh(MeshSection(1, 2, 2, 2)), config, model=bfloat16)
+    one = gradient(one_device_mesh(), config)
+    assert 0 < max_leaf_difference(many, one, relative=True) <= BF16_GRADIENT_RTOL
 
 
 def test_shards_of_many_chunks_give_the_gradient_of_one_device(monkeypatch):
