@@ -34,7 +34,6 @@ import dataclasses
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import dtypes, record
+from peers.matmul import rate as matmul_rate
 from peers.report import Report
 from peers.sampling import environments, tables
 from peers.sampling.driver import OURS, Process, Side, job_of
@@ -50,7 +50,6 @@ from peers.sampling.environments import PeerFailed
 from peers.sampling.sides import PEERS, VLLM, sides_of, vllm_grid, without_logprobs
 from peers.sampling.tables import Result
 from peers.sampling.workloads import WORKLOADS, Request, Workload, requests, shrunk
-from update import MATMUL
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -178,7 +177,7 @@ def _measure(
             with _noting_failure(result, running):
                 _start(result, running, pythons, job, lines[0], timeout_s=args.timeout_s)
         for number, asked in enumerate(lines[1:]):
-            matmul.append(_matmul_rate(args.threads))
+            matmul.append(matmul_rate(args.threads))
             first = number % len(results)
             for result in (*results[first:], *results[:first]):
                 if result.name in running:
@@ -263,11 +262,6 @@ def _noting_failure(result: Result, running: dict[str, Process]) -> Iterator[Non
         result.failure = str(error)
         if result.name in running:
             running.pop(result.name).end()
-
-
-def _matmul_rate(threads: int) -> float:
-    command = [sys.executable, "-c", MATMUL, str(threads)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _part(workload: Workload, results: list[Result], matmul: list[float]) -> list[str]:

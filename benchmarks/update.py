@@ -7,10 +7,11 @@ U1: 64 responses with long-tailed lengths up to 256, a Qwen3 of 15M parameters a
 8,192. U2: 32 of them, a vocabulary of 151,936. U3: 16 responses of up to 1,024 tokens. 2 threads:
 the product's update, TRL's GRPOTrainer loss with torch's AdamW, tunix's grpo loss with optax's. We
 and TRL run at the best of a grid for each dtype, each point tried once: ours of batch.rows (4, 2
-and 1), TRL's of batches of all rows, 16 and 8, gradients accumulated. tunix runs one batch in
-float32. Each side is a process of its own; the sides take turns, `--repeat` times; compile and load
-time is apart. A side without an interpreter is left out and said so. A float32 side whose first
-loss is not ours trains something else: it is noted.
+and 1), TRL's of batches of all rows, 16 and 8, gradients accumulated, each with libc's allocator
+and with tcmalloc (apt-get install libtcmalloc-minimal4). tunix runs one batch in float32. Each side
+is a process of its own; the sides take turns, `--repeat` times; compile and load time is apart. A
+side without an interpreter is left out and said so. A float32 side whose first loss is not ours
+trains something else: it is noted.
 
 Then what must not grow: seconds over four batch sizes against a fitted line, a step's time over
 `--flat_steps` steps, compiles after the second step. At last a 100M-parameter shape against the
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import platform
@@ -37,13 +39,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import dtypes, growth, record
+from peers import dtypes, growth, matmul, record
 from peers.report import Report
+from peers.sampling import environments
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
 OURS = record.OURS
 TRL_BATCHES = (0, 16, 8)  # 0: all rows in one batch
+TRL_PRELOADS = ((), ("libtcmalloc",))
 OUR_ROWS = (4, 2, 1)
 MAX_LOSS_ERROR = 0.02  # of our loss
 SCALES = (1, 2, 4, 8)
@@ -52,18 +56,6 @@ WORKLOADS = {
     "U2": "32 responses of up to 256 tokens, Qwen3 of 70M parameters, vocabulary 151,936",
     "U3": "16 responses of up to 1,024 tokens, Qwen3 of 15M parameters",
 }
-MATMUL = """
-import os, sys, time
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(sys.argv[1])])
-import jax, jax.numpy as jnp
-a = jnp.ones((2048, 2048)); f = jax.jit(jnp.matmul); f(a, a).block_until_ready()
-best = []
-for _ in range(9):
-    t = time.perf_counter(); f(a, a).block_until_ready(); best.append(time.perf_counter() - t)
-best.sort()
-print(2 * 2048**3 / best[4])
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +123,24 @@ def _arguments() -> argparse.Namespace:
     for name in args.workloads.split(","):
         if name not in WORKLOADS:
             parser.error(f"--workloads: {name!r}; expected some of {', '.join(WORKLOADS)}")
+    if args.trl_python:
+        try:
+            environments.preloading(TRL_PRELOADS[-1], Path(args.trl_python))
+        except environments.PeerFailed as error:
+            parser.error(f"--trl_python: {error}")
     return args
 
 
 def trl_grid(dtype: str, responses: int) -> list[Side]:
-    """TRL with one dtype: rows of a batch; the gradients of a step's batches are accumulated."""
+    """TRL with one dtype: rows of a batch, whose gradients are accumulated, and the allocator."""
     batches = dict.fromkeys(batch or responses for batch in TRL_BATCHES)
-    return [
-        Side(f"trl, {dtype}, batches of {batch}", "trl", dtype, {"batch": batch, "dtype": dtype})
-        for batch in batches
-        if batch <= responses and responses % batch == 0
-    ]
+    fitting = [batch for batch in batches if batch <= responses and responses % batch == 0]
+    sides = []
+    for batch, preload in itertools.product(fitting, TRL_PRELOADS):
+        name = ", ".join([f"trl, {dtype}, batches of {batch}", *preload])
+        settings = {"batch": batch, "dtype": dtype, **({"preload": preload} if preload else {})}
+        sides.append(Side(name, "trl", dtype, settings))
+    return sides
 
 
 def our_grid(dtype: str) -> list[Side]:
@@ -201,7 +200,8 @@ def _run(
     script = PEERS / f"{side.system}_side.py"
     python = getattr(args, f"{side.system}_python")
     size = (str(weights), str(steps), str(args.threads), workload, json.dumps(side.settings))
-    return run([python, str(script), *size])
+    preload = environments.preloading(side.settings.get("preload", ()), Path(python))
+    return run([python, str(script), *size], **preload)
 
 
 def ours(threads: int, workload: str, *more: str) -> list[str]:
@@ -213,13 +213,14 @@ def ours(threads: int, workload: str, *more: str) -> list[str]:
     ]
 
 
-def run(command: list[str]) -> dict[str, Any]:
-    """What a side says.
+def run(command: list[str], **variables: str) -> dict[str, Any]:
+    """What a side says, run with these environment variables.
 
     Raises:
         SystemExit: it failed; with the end of its stderr.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+    ours = {"OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, **ours, **variables}
     if command[0] == sys.executable:
         environment["PYTHONPATH"] = str(HERE.parent)
     else:
@@ -352,17 +353,9 @@ def _comparison(
 def _large(args: argparse.Namespace) -> list[str]:
     rates, shares = [], []
     for _ in range(3):
-        rate = float(
-            subprocess.run(
-                [sys.executable, "-c", MATMUL, str(args.threads)],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
+        rates.append(matmul.rate(args.threads))
         found = run(ours(args.threads, "U1", "--shape", "100m", "--steps", "2"))
-        rates.append(rate)
-        shares.append(found["model_flops"] / statistics.median(found["seconds"]) / rate)
+        shares.append(found["model_flops"] / statistics.median(found["seconds"]) / rates[-1])
     return [
         "## Model FLOPs utilisation, 100M-parameter shape",
         "",

@@ -1,5 +1,7 @@
 """The update benchmark: what every side computes, TRL's grid, and what must not grow."""
 
+import argparse
+
 import numpy as np
 import pytest
 import update
@@ -24,12 +26,38 @@ def test_a_workload_is_what_its_line_says(name):
     assert padded["completion_mask"].sum() == sum(map(len, made.responses))
 
 
-def test_trls_grid_is_batches_by_dtype():
+def test_trls_grid_is_batches_and_allocators_by_dtype():
     for dtype in update.dtypes.DTYPES:
-        assert [s.settings for s in update.trl_grid(dtype, 64)] == [
-            {"batch": batch, "dtype": dtype} for batch in (64, 16, 8)
+        grid = update.trl_grid(dtype, 64)
+        assert [s.settings for s in grid] == [
+            {"batch": batch, "dtype": dtype} | more
+            for batch in (64, 16, 8)
+            for more in ({}, {"preload": ("libtcmalloc",)})
         ]
-    assert [s.settings["batch"] for s in update.trl_grid("float32", 16)] == [16, 8]
+        assert len({side.name for side in grid}) == 6
+    assert [s.settings["batch"] for s in update.trl_grid("float32", 16)] == [16, 16, 8, 8]
+
+
+@pytest.mark.parametrize("preload", [(), ("libtcmalloc",)])
+def test_a_side_runs_with_what_it_preloads(preload, tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    library = tmp_path / "lib" / "libtcmalloc_minimal.so.4"
+    library.touch()
+    seen = []
+    monkeypatch.setattr(update, "run", lambda command, **variables: seen.append(variables) or {})
+    side = update.Side("trl", "trl", "float32", {"batch": 8, "preload": preload})
+    args = argparse.Namespace(trl_python=str(tmp_path / "bin" / "python"), threads=2)
+    update._run(args, side, "U1", tmp_path, 1)
+    assert seen == [{"LD_PRELOAD": str(library)} if preload else {}]
+
+
+def test_a_library_that_is_missing_is_named_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(update.environments, "LIBRARY_FOLDERS", ())
+    monkeypatch.setattr("sys.argv", ["update.py", f"--trl_python={tmp_path / 'bin' / 'python'}"])
+    with pytest.raises(SystemExit):
+        update.main()
+    assert "no libtcmalloc*.so in" in (said := capsys.readouterr().err)
+    assert "apt-get install libtcmalloc-minimal4" in said
 
 
 def test_our_grid_is_rows_at_once_by_dtype():
@@ -54,7 +82,7 @@ def timed(*seconds: float, loss: float = -0.04, **more) -> dict:
 
 
 def test_the_fastest_side_of_each_dtype_takes_part():
-    whole, _, eight = update.trl_grid("float32", 64)
+    whole, *_, eight, _ = update.trl_grid("float32", 64)
     half = update.trl_grid("bfloat16", 64)[0]
     tried = {whole: [timed(3.0)], eight: [timed(2.0)], half: [timed(1.0)]}
     assert update.fastest(tried) == [half, eight]
